@@ -1,0 +1,1 @@
+"""Text to token shards: readers, tokenizer, byte tables, the embedded corpus, downloads."""

@@ -1,0 +1,1 @@
+"""Bits per byte: accounting, sliding windows, score-first test-time training, the ledger."""

@@ -1,0 +1,1 @@
+"""The .fly container: header, directory, sections, inspection (docs/format.md)."""

@@ -1,0 +1,1 @@
+"""Grids, scale rules and GPTQ: weights to codes and scales."""

@@ -1,0 +1,1 @@
+"""Complete runs as TOML files and the schema that reads them."""

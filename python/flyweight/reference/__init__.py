@@ -1,0 +1,1 @@
+"""Pure NumPy twins of the kernels: slow, obvious, the executable specification."""

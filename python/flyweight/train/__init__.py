@@ -1,0 +1,1 @@
+"""The reference trainer: data order, optimizers, schedule, loop, calibration."""
