@@ -1,0 +1,157 @@
+"""How many bytes of the original text a token stands for: the denominator of bits per byte.
+
+The tokenizer fixes three facts about each token id: its own bytes, whether a space precedes it, and
+whether it is a boundary (control, unknown, unused) after which no space is written. A submission
+ships them as one small integer per id, and so needs no tokenizer to be scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.errors import InvalidArgumentError
+
+__all__ = ["ByteTable", "count_bytes"]
+
+_COUNT_BLOCK = 1 << 20  # tokens per step of a sum over a stream: 62 M at once would need gigabytes
+
+
+def count_bytes(
+    previous: NDArray[Any],
+    current: NDArray[Any],
+    *,
+    base: NDArray[np.int64],
+    has_space: NDArray[np.bool_],
+    is_boundary: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Bytes of text of each token, given the token before it.
+
+    Parameters
+    ----------
+    previous, current : (n,) integers, token ids: the token before, and the token counted
+    base : (vocab,) int64, UTF-8 bytes of the piece without its leading space mark
+    has_space : (vocab,) bool, the piece begins with the space mark
+    is_boundary : (vocab,) bool, no space is written after this token
+
+    Returns
+    -------
+    (n,) int64, ``base[cur] + (has_space[cur] and not is_boundary[prev])``
+
+    Raises
+    ------
+    InvalidArgumentError
+        The arrays differ in shape, or an id lies outside of the vocabulary.
+
+    References
+    ----------
+    RULES.md section 5.
+    """
+    if previous.shape != current.shape:
+        raise InvalidArgumentError(
+            f"byte counts: {previous.shape} previous tokens for {current.shape} current ones"
+        )
+    for name, ids in (("previous", previous), ("current", current)):
+        outside = (ids < 0) | (ids >= base.size)
+        if outside.any():
+            where = int(np.argmax(outside))
+            raise InvalidArgumentError(
+                f"byte counts: {name} token {where} is id {ids.flat[where]}, "
+                f"expected 0 to {base.size - 1}"
+            )
+    counts: NDArray[np.int64] = base[current] + (has_space[current] & ~is_boundary[previous])
+    return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ByteTable:
+    """The byte facts of a vocabulary, read-only.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The arrays are not of one length, a size is negative, or a boundary token has bytes.
+    """
+
+    base: NDArray[np.int64]
+    """``(vocab,)``, UTF-8 bytes of the piece without its leading space mark."""
+    has_space: NDArray[np.bool_]
+    """``(vocab,)``, the piece begins with the space mark."""
+    is_boundary: NDArray[np.bool_]
+    """``(vocab,)``, control, unknown or unused: no bytes, and no space after it."""
+
+    def __post_init__(self) -> None:
+        kinds: tuple[tuple[str, type[np.generic]], ...] = (
+            ("base", np.int64),
+            ("has_space", np.bool_),
+            ("is_boundary", np.bool_),
+        )
+        for name, dtype in kinds:
+            column = np.array(getattr(self, name), dtype=dtype)
+            column.flags.writeable = False
+            object.__setattr__(self, name, column)
+        if self.base.ndim != 1 or not (
+            self.base.shape == self.has_space.shape == self.is_boundary.shape
+        ):
+            raise InvalidArgumentError(
+                f"byte table: expected three arrays (vocab,), got {self.base.shape}, "
+                f"{self.has_space.shape} and {self.is_boundary.shape}"
+            )
+        wrong = (self.base < 0) | (self.is_boundary & ((self.base > 0) | self.has_space))
+        if wrong.any():
+            raise InvalidArgumentError(
+                f"byte table: token {int(np.argmax(wrong))} has a negative size, or is a boundary "
+                "that has bytes"
+            )
+
+    def count(self, previous: NDArray[Any], current: NDArray[Any]) -> NDArray[np.int64]:
+        """Bytes of each current token; see `count_bytes`."""
+        return count_bytes(
+            previous,
+            current,
+            base=self.base,
+            has_space=self.has_space,
+            is_boundary=self.is_boundary,
+        )
+
+    def total(self, tokens: NDArray[Any]) -> int:
+        """Bytes of all scored targets of a stream: every token but the first, ``(n,)`` ids."""
+        return sum(int(self.count(*pair).sum()) for pair in _token_pairs(tokens))
+
+    def to_codes(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """One integer per id: 0 for a boundary, else ``1 + 2 * base + has_space``.
+
+        Returns
+        -------
+        (vocab,) uint8, or uint16 where a piece has more than 126 bytes
+
+        Raises
+        ------
+        InvalidArgumentError
+            A piece has more than 32,766 bytes.
+        """
+        codes = np.where(self.is_boundary, 0, 1 + 2 * self.base + self.has_space)
+        if codes.max(initial=0) >= 1 << 16:
+            raise InvalidArgumentError(
+                f"byte table: token {int(np.argmax(codes))} has {self.base.max()} bytes, "
+                "expected at most 32766"
+            )
+        if codes.max(initial=0) < 1 << 8:
+            return codes.astype(np.uint8)
+        return codes.astype(np.uint16)
+
+    @classmethod
+    def from_codes(cls, codes: NDArray[np.uint8] | NDArray[np.uint16]) -> ByteTable:
+        """The table that `to_codes` wrote, from ``(vocab,)`` uint8 or uint16."""
+        facts = np.maximum(codes.astype(np.int64), 1) - 1
+        return cls(base=facts >> 1, has_space=facts & 1 == 1, is_boundary=codes == 0)
+
+
+def _token_pairs(tokens: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    for start in range(0, tokens.size - 1, _COUNT_BLOCK):
+        stop = min(start + _COUNT_BLOCK, tokens.size - 1)
+        yield tokens[start:stop], tokens[start + 1 : stop + 1]
