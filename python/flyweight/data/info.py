@@ -1,0 +1,266 @@
+"""Checks of a data folder: cheap ones whenever it is opened, and of every token on request."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from flyweight.data.facts import (
+    DATA_FILE,
+    TOKENIZER_FILE,
+    UNFINISHED_FILE,
+    DataInfo,
+    ShardInfo,
+    SplitInfo,
+)
+from flyweight.data.shards import (
+    BOS_ID,
+    Split,
+    Tokens,
+    iter_chunks,
+    iter_token_documents,
+    list_shards,
+    read_shard,
+)
+from flyweight.data.tokenizer import ByteTable, Tokenizer
+from flyweight.errors import DataError
+
+__all__ = [
+    "Progress",
+    "check_ids",
+    "count_shared_documents",
+    "load_data_info",
+    "scan_split",
+    "verify_data",
+]
+
+Progress: TypeAlias = Callable[[int], None]
+
+_EDGE_TOKENS = 1 << 16
+
+
+def load_data_info(
+    folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+) -> DataInfo:
+    """Facts about a data folder after the checks that cost no reading of whole shards.
+
+    Parameters
+    ----------
+    folder : made by `build_data` or `fetch_data`, or published shards without a ``data.json``
+    tokenizer : a ``.model`` file for published shards; without one, ``tokenizer.model`` in the
+        folder or its place in the challenge's own tree is taken
+
+    Returns
+    -------
+    Facts; for published shards the train split is known by its headers only.
+
+    Raises
+    ------
+    DataError
+        A file is missing, surplus, of another size than stated or of a wrong format, an id at
+        the edges of a shard is outside the vocabulary, or the tokenizer is not the one that made
+        the shards.
+    """
+    folder = Path(folder)
+    if (folder / UNFINISHED_FILE).exists():
+        raise DataError(f"{folder}: a download did not end; run `flyweight data fetch` again")
+    if not (folder / DATA_FILE).exists():
+        return _describe_published(folder, tokenizer)
+    info = DataInfo.read(folder)
+    if tokenizer is not None:
+        info = replace(info, tokenizer_path=Path(tokenizer))
+    found = Tokenizer(info.tokenizer_path)
+    if (found.sha256, found.vocab_size) != (info.tokenizer_sha256, info.vocab_size):
+        raise DataError(
+            f"{info.tokenizer_path}: tokenizer does not match the shards: sha256 {found.sha256}, "
+            f"{folder / DATA_FILE} names {info.tokenizer_sha256}; put the right one there or "
+            "build the data again"
+        )
+    _check_edges(folder, "train", info.train.shards, info.vocab_size)
+    _check_edges(folder, "val", info.val.shards, info.vocab_size)
+    return info
+
+
+def verify_data(info: DataInfo, *, progress: Progress | None = None) -> DataInfo:
+    """Read every token and prove the facts: hashes, ids and counts.
+
+    Parameters
+    ----------
+    info : from `load_data_info`
+    progress : told the number of tokens read since it was last told
+
+    Returns
+    -------
+    The same facts with nothing left uncounted.
+
+    Raises
+    ------
+    DataError
+        A fact is wrong; the message names the file or the split.
+    """
+    table = Tokenizer(info.tokenizer_path).byte_table
+    train = _verify_split(info.folder, "train", info.train, table, progress)
+    val = _verify_split(info.folder, "val", info.val, table, progress)
+    return replace(info, train=train, val=val)
+
+
+def count_shared_documents(info: DataInfo, *, progress: Progress | None = None) -> int:
+    """Training documents that, token for token, are validation documents too.
+
+    `build_data` leaves none; published web text can have a few by its nature.
+
+    Parameters
+    ----------
+    info : from `load_data_info`
+    progress : told the number of tokens read since it was last told
+    """
+
+    def digests(split: SplitInfo) -> Iterator[bytes]:
+        chunks = iter_chunks(info.folder / shard.name for shard in split.shards)
+        for document in iter_token_documents(chunks):
+            if progress is not None:
+                progress(document.size)
+            yield sha256(document.tobytes()).digest()
+
+    val = set(digests(info.val))
+    return sum(digest in val for digest in digests(info.train))
+
+
+def scan_split(
+    paths: Iterable[Path],
+    table: ByteTable,
+    *,
+    text_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> SplitInfo:
+    """Count what the shards of a split hold, reading all of them.
+
+    Raises
+    ------
+    DataError
+        A shard is malformed or has an id outside the vocabulary; the message names it.
+    """
+    shards: list[ShardInfo] = []
+    documents = 0
+
+    def checked() -> Iterator[Tokens]:
+        nonlocal documents
+        for path in paths:
+            with path.open("rb") as file:
+                digest = file_digest(file, "sha256").hexdigest()
+            shards.append(ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=digest))
+            for chunk in iter_chunks([path]):
+                check_ids(path, chunk, table.base.size)
+                documents += int(np.count_nonzero(chunk == BOS_ID))
+                yield chunk
+                if progress is not None:
+                    progress(chunk.size)
+
+    scored_bytes = table.total(checked())
+    return SplitInfo(
+        documents=documents,
+        tokens=sum(shard.tokens for shard in shards),
+        scored_bytes=scored_bytes,
+        text_bytes=text_bytes,
+        shards=tuple(shards),
+    )
+
+
+def _describe_published(folder: Path, tokenizer: str | os.PathLike[str] | None) -> DataInfo:
+    val = list_shards(folder, "val")
+    found = Tokenizer(tokenizer or _published_tokenizer(folder))
+    train = tuple(
+        ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=None)
+        for path in _shards_or_none(folder, "train")
+    )
+    _check_edges(folder, "train", train, found.vocab_size)
+    return DataInfo(
+        folder=folder,
+        tokenizer_path=found.path,
+        tokenizer_sha256=found.sha256,
+        vocab_size=found.vocab_size,
+        source={"kind": "shards"},
+        train=SplitInfo(
+            documents=None,
+            tokens=sum(shard.tokens for shard in train),
+            scored_bytes=None,
+            text_bytes=None,
+            shards=train,
+        ),
+        val=scan_split(val, found.byte_table),
+    )
+
+
+def _published_tokenizer(folder: Path) -> Path:
+    """In the folder, or where the challenge's script puts it: beside ``datasets/``."""
+    beside = folder / TOKENIZER_FILE
+    variant = re.fullmatch(r"fineweb10B_sp([0-9]+)", folder.resolve().name)
+    if beside.exists() or variant is None:
+        return beside
+    return folder.resolve().parents[1] / "tokenizers" / f"fineweb_{variant[1]}_bpe.model"
+
+
+def _shards_or_none(folder: Path, split: Split) -> list[Path]:
+    return list_shards(folder, split) if any(folder.glob(f"fineweb_{split}_*.bin")) else []
+
+
+def _check_edges(
+    folder: Path, split: Split, stated: tuple[ShardInfo, ...], vocab_size: int
+) -> None:
+    found = {path.name for path in _shards_or_none(folder, split)}
+    if odd := found ^ {shard.name for shard in stated}:
+        state = "is not in data.json" if min(odd) in found else "is missing"
+        raise DataError(f"{folder / min(odd)}: this shard {state}; build or fetch the data again")
+    for shard in stated:
+        path = folder / shard.name
+        tokens = read_shard(path)
+        if tokens.size != shard.tokens:
+            raise DataError(
+                f"{path}: {tokens.size} tokens, data.json names {shard.tokens}; build or fetch "
+                "the data again"
+            )
+        for edge in (tokens[:_EDGE_TOKENS], tokens[-_EDGE_TOKENS:]):
+            check_ids(path, edge, vocab_size)
+
+
+def check_ids(path: Path, tokens: Tokens, vocab_size: int) -> None:
+    """Refuse ids that the tokenizer does not have.
+
+    Raises
+    ------
+    DataError
+        An id is ``vocab_size`` or more; the message names the path.
+    """
+    if int(tokens.max()) >= vocab_size:
+        raise DataError(
+            f"{path}: tokenizer does not match the shards: token id {tokens.max()}, the tokenizer "
+            f"has {vocab_size}; name the tokenizer that made this shard"
+        )
+
+
+def _verify_split(
+    folder: Path, split: Split, stated: SplitInfo, table: ByteTable, progress: Progress | None
+) -> SplitInfo:
+    paths = [folder / shard.name for shard in stated.shards]
+    found = scan_split(paths, table, text_bytes=stated.text_bytes, progress=progress)
+    for before, after in zip(stated.shards, found.shards, strict=True):
+        if before.sha256 not in (None, after.sha256):
+            raise DataError(
+                f"{folder / before.name}: sha256 {after.sha256}, expected {before.sha256}; "
+                "build or fetch it again"
+            )
+    for name in ("documents", "tokens", "scored_bytes"):
+        expected, counted = getattr(stated, name), getattr(found, name)
+        if expected not in (None, counted):
+            raise DataError(
+                f"{folder / DATA_FILE}: {split} {name} is {expected}, the shards have {counted}; "
+                "build the data again"
+            )
+    return found
