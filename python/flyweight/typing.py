@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AnyArray", "Codes", "Counts", "Freqs", "Symbols"]
+__all__ = ["AnyArray", "BytesLike", "Codes", "Counts", "CudaInfo", "Freqs", "Symbols"]
 
 AnyArray: TypeAlias = NDArray[Any]
 """Any dtype, any shape."""
@@ -19,3 +19,18 @@ Counts: TypeAlias = NDArray[np.int64]
 """Occurrences per symbol, ``(alphabet,)``."""
 Freqs: TypeAlias = NDArray[np.uint16]
 """Integer shares of ``1 << prob_bits`` per symbol, ``(alphabet,)``."""
+BytesLike: TypeAlias = bytes | bytearray | memoryview | NDArray[np.uint8]
+"""Coded bytes in any contiguous, one-dimensional buffer of unsigned bytes."""
+
+
+class CudaInfo(TypedDict):
+    """What the extension knows about CUDA on this machine."""
+
+    built_with_cuda: bool
+    runtime_version: str | None
+    """``"13.0"``-style; None where there is none."""
+    driver_version: str | None
+    devices: list[str]
+    """Names of the devices, empty where there are none."""
+    problem: str | None
+    """Why no device can be used, in words; None where one can."""

@@ -1,1 +1,29 @@
 """Typed entry points to the kernels; the only place that knows which backend runs."""
+
+from __future__ import annotations
+
+from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
+from flyweight.kernels.dispatch import backend, cuda_info, current_backend
+from flyweight.kernels.gptq import gptq_quantize
+from flyweight.kernels.rans import (
+    histogram,
+    normalize_counts,
+    rans_bound,
+    rans_decode,
+    rans_encode,
+)
+
+__all__ = [
+    "backend",
+    "cuda_info",
+    "current_backend",
+    "gptq_quantize",
+    "histogram",
+    "normalize_counts",
+    "pack_bits",
+    "packed_size",
+    "rans_bound",
+    "rans_decode",
+    "rans_encode",
+    "unpack_bits",
+]

@@ -1,0 +1,88 @@
+// Arrays that come in from Python: exact dtype, C-contiguous, aligned, and never converted.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <type_traits>
+
+#include "common/checked.hpp"
+
+namespace flyweight::bindings {
+
+namespace py = pybind11;
+
+template <class T>
+constexpr const char* dtype_name() {
+  if constexpr (std::is_same_v<T, std::uint8_t>) return "uint8";
+  if constexpr (std::is_same_v<T, std::uint16_t>) return "uint16";
+  if constexpr (std::is_same_v<T, std::int32_t>) return "int32";
+  if constexpr (std::is_same_v<T, std::int64_t>) return "int64";
+  if constexpr (std::is_same_v<T, float>) return "float32";
+}
+
+/// A read-only view of an object's buffer. Holds the buffer, hence the memory, while it lives; it
+/// must be destroyed with the GIL held.
+template <class T, py::ssize_t kDims>
+class InputArray {
+ public:
+  InputArray(const py::object& source, const char* name) : name_(name) {
+    if (!py::isinstance<py::buffer>(source)) {
+      reject(std::string("got ") + Py_TYPE(source.ptr())->tp_name);
+    }
+    try {
+      info_ = py::reinterpret_borrow<py::buffer>(source).request();
+    } catch (py::error_already_set& error) {  // dtypes that the buffer protocol cannot express
+      reject(error.what());
+    }
+    if (!info_.item_type_is_equivalent_to<T>()) {
+      reject("got items of format '" + info_.format + "'");
+    }
+    if (info_.ndim != kDims) reject("got " + std::to_string(info_.ndim) + " dimensions");
+    if (!is_contiguous()) reject("got one that is not C-contiguous");
+    if (reinterpret_cast<std::uintptr_t>(info_.ptr) % alignof(T) != 0) {
+      reject("got one that is not aligned");
+    }
+  }
+
+  std::size_t extent(std::size_t axis) const { return static_cast<std::size_t>(info_.shape[axis]); }
+
+  std::span<const T> span() const {
+    return {static_cast<const T*>(info_.ptr), static_cast<std::size_t>(info_.size)};
+  }
+
+  std::span<const std::byte> bytes() const { return std::as_bytes(span()); }
+
+ private:
+  bool is_contiguous() const {
+    py::ssize_t stride = info_.itemsize;
+    for (auto axis = info_.ndim; axis-- > 0;) {
+      const auto i = static_cast<std::size_t>(axis);
+      if (info_.size != 0 && info_.shape[i] != 1 && info_.strides[i] != stride) return false;
+      stride *= info_.shape[i];
+    }
+    return true;
+  }
+
+  [[noreturn]] void reject(const std::string& got) const {
+    throw py::type_error(std::string(name_) + ": expected a C-contiguous " + dtype_name<T>() +
+                         " array of " + std::to_string(kDims) + " dimension(s), " + got +
+                         "; convert it with np.ascontiguousarray(" + name_ + ", dtype=np." +
+                         dtype_name<T>() + ")");
+  }
+
+  const char* name_;
+  py::buffer_info info_;
+};
+
+/// The memory of a fresh array, to be filled before anyone else sees it.
+template <class T>
+std::span<T> output_span(py::array_t<T>& array) {
+  return {array.mutable_data(), static_cast<std::size_t>(array.size())};
+}
+
+}  // namespace flyweight::bindings

@@ -1,0 +1,34 @@
+"""The compiled extension; ``flyweight.kernels`` is its only importer and carries the documentation.
+
+Functions have the names and the signatures of their twins in ``flyweight.reference``.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.typing import BytesLike, Codes, Counts, CudaInfo, Freqs, Symbols
+
+__version__: str
+
+def cuda_info() -> CudaInfo: ...
+def packed_size(count: int, *, bits: int) -> int: ...
+def pack_bits(symbols: Symbols, *, bits: int) -> NDArray[np.uint8]: ...
+def unpack_bits(packed: BytesLike, *, bits: int, count: int) -> Symbols: ...
+def histogram(symbols: Symbols, *, alphabet_size: int) -> Counts: ...
+def normalize_counts(counts: Counts, *, prob_bits: int) -> Freqs: ...
+def rans_bound(count: int, *, ways: int) -> int: ...
+def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) -> bytes: ...
+def rans_decode(
+    stream: BytesLike, freqs: Freqs, *, count: int, prob_bits: int, ways: int
+) -> Symbols: ...
+def gptq_quantize(
+    weights: NDArray[np.float32],
+    inverse_factor: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    *,
+    column_groups: NDArray[np.int32] | None = None,
+    zero_points: NDArray[np.float32] | None = None,
+    lo: int,
+    hi: int,
+    block_cols: int = 128,
+) -> Codes: ...

@@ -1,0 +1,89 @@
+"""Which backend runs: the only place that knows, and the only importer of ``flyweight._core``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args
+
+from flyweight.errors import InvalidArgumentError, MissingDependencyError
+from flyweight.typing import CudaInfo
+
+__all__ = ["Backend", "backend", "cuda_info", "current_backend", "implementation"]
+
+Backend: TypeAlias = Literal["reference", "cpu"]
+"""``reference`` is pure NumPy and slow; ``cpu`` is the compiled extension."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_current: ContextVar[Backend] = ContextVar("flyweight_backend", default="cpu")
+
+
+@contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Run the kernels called inside the block on one backend; for this thread or task only.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flyweight.kernels import pack_bits
+    >>> with backend("reference"):
+    ...     pack_bits(np.array([1, 2, 3], dtype=np.uint8), bits=4)
+    array([33,  3], dtype=uint8)
+    """
+    if name not in get_args(Backend):
+        raise InvalidArgumentError(f"got backend {name!r}, expected one of {get_args(Backend)}")
+    token = _current.set(name)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_backend() -> Backend:
+    """The backend that a kernel called here and now runs on."""
+    return _current.get()
+
+
+def implementation(reference: Callable[P, R]) -> Callable[P, R]:
+    """The function itself, or its compiled twin of the same name and signature.
+
+    Raises
+    ------
+    MissingDependencyError
+        The compiled twin is asked for, and the extension is not built or does not load.
+    """
+    if _current.get() == "reference":
+        return reference
+    return cast(Callable[P, R], getattr(_load_core(), reference.__name__))
+
+
+def cuda_info() -> CudaInfo:
+    """CUDA as the extension sees it; a machine without a GPU is told in ``problem``, not raised.
+
+    Raises
+    ------
+    MissingDependencyError
+        The extension is not built or does not load.
+    """
+    return cast(CudaInfo, _load_core().cuda_info())
+
+
+def _load_core() -> ModuleType:
+    try:
+        from flyweight import _core
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the extension flyweight._core cannot be imported: did you forget to build it? Run "
+            "`pip install .` in the source folder, or use the slow twins inside "
+            f'`with flyweight.kernels.backend("reference"):` ({error})'
+        ) from error
+    return _core
