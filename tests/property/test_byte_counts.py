@@ -31,4 +31,4 @@ def test_counts_are_the_bytes_of_the_decoded_text(ids: list[int]) -> None:
     tokens = np.array(ids, dtype=np.uint16)
     expected = [bytes_of(a, b) for a, b in pairwise(ids)]
     assert TABLE.count(tokens[:-1], tokens[1:]).tolist() == expected
-    assert ByteTable.from_codes(TABLE.to_codes()).total(tokens) == sum(expected)
+    assert ByteTable.from_codes(TABLE.to_codes()).total([tokens]) == sum(expected)

@@ -7,7 +7,7 @@ ships them as one small integer per id, and so needs no tokenizer to be scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from flyweight.errors import InvalidArgumentError
 
 __all__ = ["ByteTable", "count_bytes"]
-
-_COUNT_BLOCK = 1 << 20  # tokens per step of a sum over a stream: 62 M at once would need gigabytes
 
 
 def count_bytes(
@@ -49,7 +47,7 @@ def count_bytes(
 
     References
     ----------
-    RULES.md section 5.
+    The accounting of train_gpt.py in openai/parameter-golf.
     """
     if previous.shape != current.shape:
         raise InvalidArgumentError(
@@ -118,9 +116,18 @@ class ByteTable:
             is_boundary=self.is_boundary,
         )
 
-    def total(self, tokens: NDArray[Any]) -> int:
-        """Bytes of all scored targets of a stream: every token but the first, ``(n,)`` ids."""
-        return sum(int(self.count(*pair).sum()) for pair in _token_pairs(tokens))
+    def total(self, chunks: Iterable[NDArray[Any]]) -> int:
+        """Bytes of all targets of a stream in chunks of ``(n,)`` ids: all its tokens but the first.
+
+        Chunks of a million or so bound the memory: 62 M tokens at once would need gigabytes.
+        """
+        total = 0
+        last: NDArray[Any] | None = None
+        for chunk in chunks:
+            stream = chunk if last is None else np.concatenate([last, chunk])
+            total += int(self.count(stream[:-1], stream[1:]).sum())
+            last = stream[-1:]
+        return total
 
     def to_codes(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """One integer per id: 0 for a boundary, else ``1 + 2 * base + has_space``.
@@ -149,9 +156,3 @@ class ByteTable:
         """The table that `to_codes` wrote, from ``(vocab,)`` uint8 or uint16."""
         facts = np.maximum(codes.astype(np.int64), 1) - 1
         return cls(base=facts >> 1, has_space=facts & 1 == 1, is_boundary=codes == 0)
-
-
-def _token_pairs(tokens: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    for start in range(0, tokens.size - 1, _COUNT_BLOCK):
-        stop = min(start + _COUNT_BLOCK, tokens.size - 1)
-        yield tokens[start:stop], tokens[start + 1 : stop + 1]

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from flyweight.data.byte_counts import ByteTable
 from flyweight.data.facts import (
     DATA_FILE,
     TOKENIZER_FILE,
@@ -29,7 +30,7 @@ from flyweight.data.shards import (
     list_shards,
     read_shard,
 )
-from flyweight.data.tokenizer import ByteTable, Tokenizer
+from flyweight.data.tokenizer import Tokenizer
 from flyweight.errors import DataError
 
 __all__ = [

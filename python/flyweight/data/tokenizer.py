@@ -7,19 +7,24 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flyweight.data.byte_counts import ByteTable
 from flyweight.data.shards import BOS_ID, Tokens
 from flyweight.errors import DataError, InvalidArgumentError, MissingDependencyError
 from flyweight.interop import atomic_write
-from flyweight.typing import AnyArray
 
-__all__ = ["TOKENIZER_TRAIN_BYTES", "ByteTable", "Tokenizer", "import_tokenizer", "train_tokenizer"]
+__all__ = [
+    "TOKENIZER_TRAIN_BYTES",
+    "Tokenizer",
+    "byte_table",
+    "import_tokenizer",
+    "train_tokenizer",
+]
 
 TOKENIZER_TRAIN_BYTES = 64_000_000
 """A tokenizer learns from the first documents up to this many bytes; SentencePiece holds them."""
@@ -27,83 +32,6 @@ TOKENIZER_TRAIN_BYTES = 64_000_000
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _MAX_VOCAB = 1 << 16
 _MIN_VOCAB = 4 + 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ByteTable:
-    """UTF-8 bytes that a token stands for, given the token before it.
-
-    ``bytes(prev, cur) = base[cur] + (has_space[cur] and not is_boundary[prev])``
-
-    References
-    ----------
-    ``build_sentencepiece_luts`` and ``eval_val`` of the challenge's root script.
-    """
-
-    base: NDArray[np.int32]
-    """``(vocab,)``: bytes of the piece without one leading space mark; 1 for a byte piece."""
-    has_space: NDArray[np.bool_]
-    """``(vocab,)``: the piece has a leading space mark."""
-    is_boundary: NDArray[np.bool_]
-    """``(vocab,)``: control, unknown or unused, so that no space is written after it."""
-
-    def count(self, prev: AnyArray, cur: AnyArray) -> NDArray[np.int64]:
-        """Bytes of each target.
-
-        Parameters
-        ----------
-        prev : integer ids of the tokens before the targets, any shape
-        cur : integer ids of the targets, same shape
-
-        Returns
-        -------
-        int64 bytes, same shape
-
-        Raises
-        ------
-        InvalidArgumentError
-            An id is outside the vocabulary.
-        """
-        for ids in (prev, cur):
-            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.base.size:
-                raise InvalidArgumentError(
-                    f"token ids {ids.min()} to {ids.max()} do not fit a byte table of "
-                    f"{self.base.size} entries"
-                )
-        space = self.has_space[cur] & ~self.is_boundary[prev]
-        return self.base[cur].astype(np.int64) + space
-
-    def total(self, chunks: Iterable[Tokens]) -> int:
-        """Bytes of all targets of a stream, which are all its tokens but the first."""
-        total = 0
-        last: Tokens | None = None
-        for chunk in chunks:
-            stream = chunk if last is None else np.concatenate([last, chunk])
-            total += int(self.count(stream[:-1], stream[1:]).sum())
-            last = stream[-1:]
-        return total
-
-    @classmethod
-    def from_processor(cls, processor: Any) -> Self:
-        """Table of a ``sentencepiece.SentencePieceProcessor``."""
-        size = int(processor.vocab_size())
-        base = np.zeros(size, dtype=np.int32)
-        has_space = np.zeros(size, dtype=np.bool_)
-        is_boundary = np.ones(size, dtype=np.bool_)
-        for token in range(size):
-            if any(
-                is_kind(token)
-                for is_kind in (processor.is_control, processor.is_unknown, processor.is_unused)
-            ):
-                continue
-            is_boundary[token] = False
-            if processor.is_byte(token):
-                base[token] = 1
-                continue
-            piece = processor.id_to_piece(token)
-            has_space[token] = piece.startswith(_SPACE)
-            base[token] = len(piece.removeprefix(_SPACE).encode())
-        return cls(base=base, has_space=has_space, is_boundary=is_boundary)
 
 
 class Tokenizer:
@@ -133,7 +61,7 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._processor = _load_processor(self.path, data)
         self.vocab_size = int(self._processor.vocab_size())
-        self.byte_table = ByteTable.from_processor(self._processor)
+        self.byte_table = byte_table(self._processor)
 
     def encode(self, texts: Sequence[str], *, threads: int = 1) -> list[Tokens]:
         """Ids of each text, ``BOS_ID`` first."""
@@ -173,6 +101,33 @@ class Tokenizer:
                     "tokenizer with byte_fallback and without runs of spaces as pieces"
                 )
         return table
+
+
+def byte_table(processor: Any) -> ByteTable:
+    """Bytes per token of a ``sentencepiece.SentencePieceProcessor``.
+
+    References
+    ----------
+    ``build_sentencepiece_luts`` of the challenge's root script.
+    """
+    size = int(processor.vocab_size())
+    base = np.zeros(size, dtype=np.int64)
+    has_space = np.zeros(size, dtype=np.bool_)
+    is_boundary = np.ones(size, dtype=np.bool_)
+    for token in range(size):
+        if any(
+            is_kind(token)
+            for is_kind in (processor.is_control, processor.is_unknown, processor.is_unused)
+        ):
+            continue
+        is_boundary[token] = False
+        if processor.is_byte(token):
+            base[token] = 1
+            continue
+        piece = processor.id_to_piece(token)
+        has_space[token] = piece.startswith(_SPACE)
+        base[token] = len(piece.removeprefix(_SPACE).encode())
+    return ByteTable(base=base, has_space=has_space, is_boundary=is_boundary)
 
 
 def train_tokenizer(

@@ -88,4 +88,5 @@ def score_targets(nats: NDArray[np.float64], tokens: NDArray[Any], table: ByteTa
             f"score: target {int(np.argmin(np.isfinite(nats)))} has no finite score"
         )
     exact = np.ascontiguousarray(nats, dtype=np.float64)
-    return Score(nats=math.fsum(exact.data), targets=nats.size, text_bytes=table.total(tokens))
+    chunks = np.array_split(tokens, 1 + tokens.size // (1 << 20))
+    return Score(nats=math.fsum(exact.data), targets=nats.size, text_bytes=table.total(chunks))

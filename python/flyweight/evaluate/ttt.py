@@ -122,7 +122,7 @@ class ScoringEngine(ABC):
 
         References
         ----------
-        RULES.md section 4, C3 and C4.
+        openai/parameter-golf issue 1017, conditions 3 and 4: score before update, one pass.
         """
         if index != self._next or index >= len(self.chunks):
             raise InvalidArgumentError(
