@@ -1,0 +1,201 @@
+"""GPTQ for one matrix: codes whose rounding errors are fed back along the Hessian.
+
+The column loop is a kernel; here are the parts around it: dead columns, column order, damping, the
+Cholesky factor, and the way out when a Hessian cannot be factored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.errors import InvalidArgumentError
+from flyweight.kernels.gptq import gptq_quantize
+from flyweight.quant.grid import Grid
+from flyweight.typing import AnyArray, Codes
+
+__all__ = ["GptqResult", "hessian_error", "inverse_factor", "quantize_matrix"]
+
+MAX_DAMPING_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqResult:
+    """Codes of one matrix and how they were found."""
+
+    codes: Codes
+    """(rows, cols) int8 in the original column order."""
+    damp_ratio: float | None
+    """Damping that the factorization took; None when no factor was found and RTN was used."""
+    dead_columns: int
+    """Columns whose inputs were always zero; their codes stand for zero."""
+
+
+def quantize_matrix(
+    weights: NDArray[np.float32],
+    scales: AnyArray,
+    grid: Grid,
+    *,
+    hessian: NDArray[np.float32] | None = None,
+    zero_points: AnyArray | None = None,
+    damp_ratio: float = 0.01,
+    act_order: bool = True,
+    block_cols: int = 128,
+) -> GptqResult:
+    """Codes of a matrix by GPTQ, or by rounding to nearest where there is no Hessian.
+
+    Parameters
+    ----------
+    weights : (rows, cols) float32, finite
+    scales : (rows, groups) as they will be stored
+    grid : codes allowed and columns that share a scale
+    hessian : (cols, cols) float32, mean of ``x x^T`` over calibration tokens; None for RTN
+    zero_points : (rows, groups) as they will be stored; affine grids only
+    damp_ratio : share of the mean diagonal added before the factorization
+    act_order : take columns by falling Hessian diagonal
+    block_cols : columns updated lazily together
+
+    Returns
+    -------
+    GptqResult
+
+    Raises
+    ------
+    InvalidArgumentError
+        Shapes do not match, or a weight, scale or Hessian entry is not finite.
+
+    Notes
+    -----
+    Never fails on a Hessian: damping grows tenfold until the matrix can be factored, and after
+    ``MAX_DAMPING_STEPS`` attempts the matrix is rounded to nearest instead.
+
+    References
+    ----------
+    Frantar et al., GPTQ, arXiv:2210.17323, algorithm 1.
+    """
+    rows, cols = weights.shape
+    _check_finite(weights, "weights")
+    if hessian is not None and hessian.shape != (cols, cols):
+        raise InvalidArgumentError(
+            f"a matrix with {cols} columns needs a ({cols}, {cols}) Hessian, got {hessian.shape}"
+        )
+    if hessian is None or cols == 0 or rows == 0:
+        return GptqResult(
+            codes=_run(weights, np.eye(cols, dtype=np.float32), scales, grid, zero_points),
+            damp_ratio=None,
+            dead_columns=0,
+        )
+    _check_finite(hessian, "hessian")
+    diagonal = np.diagonal(hessian)
+    dead = diagonal <= 0
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(cols)
+    live = np.where(dead, np.float32(0), weights)
+    factor, used = inverse_factor(hessian[np.ix_(order, order)], damp_ratio=damp_ratio)
+    codes = np.empty((rows, cols), dtype=np.int8)
+    codes[:, order] = _run(
+        np.ascontiguousarray(live[:, order]),
+        factor,
+        scales,
+        grid,
+        zero_points,
+        column_groups=grid.column_groups(cols)[order],
+        block_cols=block_cols,
+    )
+    return GptqResult(codes=codes, damp_ratio=used, dead_columns=int(dead.sum()))
+
+
+def inverse_factor(
+    hessian: NDArray[np.float32], *, damp_ratio: float
+) -> tuple[NDArray[np.float32], float | None]:
+    """Upper Cholesky factor ``U`` of the damped inverse, ``H^-1 = U^T U``, by float64 LAPACK.
+
+    Parameters
+    ----------
+    hessian : (cols, cols) float32, symmetric; columns in the order they will be quantized
+    damp_ratio : share of the mean positive diagonal to start with
+
+    Returns
+    -------
+    factor : (cols, cols) float32, upper triangular; the identity (plain rounding) if all failed
+    damp_ratio : what it took, or None
+    """
+    cols = hessian.shape[0]
+    diagonal = np.diagonal(hessian).astype(np.float64)
+    alive = diagonal > 0
+    mean = float(diagonal[alive].mean()) if alive.any() else 0.0
+    if mean == 0.0:
+        return np.eye(cols, dtype=np.float32), None
+    damping = damp_ratio
+    for _ in range(MAX_DAMPING_STEPS):
+        damped = hessian.astype(np.float64)
+        damped[np.diag_indices(cols)] += damping * mean
+        damped[~alive, :] = 0
+        damped[:, ~alive] = 0
+        damped[~alive, ~alive] = mean
+        factor = _factor(damped)
+        if factor is not None:
+            return factor, damping
+        damping = max(damping * 10, 1e-4)
+    return np.eye(cols, dtype=np.float32), None
+
+
+def hessian_error(
+    weights: NDArray[np.float32],
+    dequantized: NDArray[np.float32],
+    hessian: NDArray[np.float32] | None,
+) -> float:
+    """Relative output error ``tr(D H D^T) / tr(W H W^T)`` in float64; unit Hessian if None."""
+    original = weights.astype(np.float64)
+    delta = original - dequantized.astype(np.float64)
+    if hessian is None:
+        error, power = float((delta**2).sum()), float((original**2).sum())
+    else:
+        metric = hessian.astype(np.float64)
+        error = float(((delta @ metric) * delta).sum())
+        power = float(((original @ metric) * original).sum())
+    return error / power if power > 0 else 0.0
+
+
+def _factor(damped: NDArray[np.float64]) -> NDArray[np.float32] | None:
+    try:
+        # With P the order reversal, chol(P H P) = L gives H = (P L P)(P L P)^T, P L P upper;
+        # its inverse transposed is lower, so U = (P L P)^-1 is upper and H^-1 = U^T U.
+        lower = np.linalg.cholesky(damped[::-1, ::-1])
+        inverse = np.linalg.solve(lower, np.eye(len(damped)))[::-1, ::-1]
+    except np.linalg.LinAlgError:
+        return None
+    factor = np.ascontiguousarray(np.triu(inverse), dtype=np.float32)
+    usable = np.isfinite(factor).all() and (np.diagonal(factor) > 0).all()
+    return factor if usable else None
+
+
+def _run(
+    weights: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    scales: AnyArray,
+    grid: Grid,
+    zero_points: AnyArray | None,
+    *,
+    column_groups: NDArray[np.int32] | None = None,
+    block_cols: int = 128,
+) -> Codes:
+    groups = grid.column_groups(weights.shape[1]) if column_groups is None else column_groups
+    return gptq_quantize(
+        np.ascontiguousarray(weights),
+        factor,
+        np.ascontiguousarray(scales, dtype=np.float32),
+        column_groups=np.ascontiguousarray(groups),
+        zero_points=None if zero_points is None else zero_points.astype(np.float32),
+        lo=grid.lo,
+        hi=grid.hi,
+        block_cols=block_cols,
+    )
+
+
+def _check_finite(array: NDArray[np.float32], name: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        row, col = (int(i) for i in np.argwhere(~finite)[0])
+        raise InvalidArgumentError(f"{name} has {array[row, col]} at row {row}, column {col}")

@@ -1,0 +1,161 @@
+"""Grids: which integer codes stand for weights, who shares a scale, and how weights come back.
+
+One object serves quantization, export and load, so that a code means the same in all three. The
+order of operations in :meth:`Grid.dequantize` is part of the format: all backends give its bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.errors import InvalidArgumentError
+from flyweight.typing import AnyArray, Codes
+
+__all__ = ["Grid", "QuantizedTensor", "from_float32", "matrix_shape"]
+
+SCALE_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A uniform grid: ``weight = scale x (code - zero_point)`` with codes ``lo .. hi``."""
+
+    lo: int
+    """Smallest code, at least -128."""
+    hi: int
+    """Largest code, at most 127."""
+    group_size: int = 0
+    """Columns that share a scale; 0 means the whole row."""
+    is_symmetric: bool = True
+    """Symmetric grids have no zero-points: ``weight = scale x code``."""
+    scale_dtype: str = "float16"
+    """What scales (and zero-points) are stored as: ``float16`` or ``float32``."""
+
+    def __post_init__(self) -> None:
+        if not -128 <= self.lo <= self.hi <= 127:
+            raise InvalidArgumentError(
+                f"a grid needs -128 <= lo <= hi <= 127, got lo={self.lo}, hi={self.hi}"
+            )
+        if self.group_size < 0:
+            raise InvalidArgumentError(f"group_size must be 0 or more, got {self.group_size}")
+        if np.dtype(self.scale_dtype) not in SCALE_DTYPES:
+            raise InvalidArgumentError(
+                f"scale_dtype must be float16 or float32, got {self.scale_dtype!r}"
+            )
+
+    @classmethod
+    def symmetric(cls, bits: int, *, group_size: int = 0) -> Grid:
+        """The symmetric grid of ``bits`` bits: codes ``-(2**(bits-1)-1) .. 2**(bits-1)-1``."""
+        if not 2 <= bits <= 8:
+            raise InvalidArgumentError(f"bits must be 2 to 8, got {bits}")
+        qmax = 2 ** (bits - 1) - 1
+        return cls(lo=-qmax, hi=qmax, group_size=group_size)
+
+    @property
+    def alphabet_size(self) -> int:
+        """How many codes there are; symbol = code - lo."""
+        return self.hi - self.lo + 1
+
+    def groups(self, cols: int) -> int:
+        """Scales in a row of ``cols`` weights."""
+        if self.group_size == 0:
+            return 1 if cols else 0
+        return -(-cols // self.group_size)
+
+    def column_groups(self, cols: int) -> NDArray[np.int32]:
+        """Index of the scale of each column, ``(cols,)``."""
+        size = self.group_size or max(cols, 1)
+        return (np.arange(cols) // size).astype(np.int32)
+
+    def dequantize(
+        self, codes: Codes, scales: AnyArray, zero_points: AnyArray | None = None
+    ) -> NDArray[np.float32]:
+        """Weights of codes, in the one order of operations that the format specifies.
+
+        Parameters
+        ----------
+        codes : (rows, cols) int8
+        scales : (rows, groups) of ``scale_dtype``
+        zero_points : (rows, groups) of ``scale_dtype``; None on a symmetric grid
+
+        Returns
+        -------
+        (rows, cols) float32: ``float32(scale) * (float32(code) - float32(zero_point))``, each
+        operation rounded to float32 once
+
+        References
+        ----------
+        docs/format.md, "Dequantization".
+        """
+        groups = self.column_groups(codes.shape[1])
+        values = codes.astype(np.float32)
+        if zero_points is not None:
+            values -= zero_points.astype(np.float32)[:, groups]
+        values *= scales.astype(np.float32)[:, groups]
+        return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedTensor:
+    """A tensor as codes on a grid; rows are the first axis, columns are all the others."""
+
+    shape: tuple[int, ...]
+    """Shape of the tensor that the codes stand for, at least 1-D."""
+    dtype: np.dtype[np.generic]
+    """Dtype of that tensor; :meth:`dequantize` returns it."""
+    grid: Grid
+    """What the codes mean."""
+    codes: Codes
+    """(rows, cols) int8."""
+    scales: AnyArray
+    """(rows, groups) of the grid's scale dtype."""
+    zero_points: AnyArray | None = None
+    """(rows, groups) of the grid's scale dtype, or None on a symmetric grid."""
+
+    def __post_init__(self) -> None:
+        rows, cols = matrix_shape(self.shape)
+        expected = (rows, self.grid.groups(cols))
+        if self.codes.dtype != np.int8 or self.codes.shape != (rows, cols):
+            raise InvalidArgumentError(
+                f"codes must be int8 of shape {(rows, cols)}, "
+                f"got {self.codes.dtype} of shape {self.codes.shape}"
+            )
+        if (self.zero_points is None) != self.grid.is_symmetric:
+            raise InvalidArgumentError("zero_points go with affine grids, and only with them")
+        for name, array in (("scales", self.scales), ("zero_points", self.zero_points)):
+            if array is not None and (
+                array.dtype != self.grid.scale_dtype or array.shape != expected
+            ):
+                raise InvalidArgumentError(
+                    f"{name} must be {self.grid.scale_dtype} of shape {expected}, "
+                    f"got {array.dtype} of shape {array.shape}"
+                )
+
+    def dequantize(self) -> AnyArray:
+        """The tensor, in its own shape and dtype."""
+        values = self.grid.dequantize(self.codes, self.scales, self.zero_points)
+        return from_float32(values.reshape(self.shape), self.dtype)
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor of at least one axis: first axis, product of the others."""
+    if not shape:
+        raise InvalidArgumentError("a scalar has no rows; store it as a plain tensor")
+    return shape[0], math.prod(shape[1:])
+
+
+def from_float32(values: NDArray[np.float32], dtype: np.dtype[np.generic]) -> AnyArray:
+    """float32 to another float dtype, rounded to nearest even."""
+    if dtype not in (
+        np.dtype(np.float64),
+        np.dtype(np.float32),
+        np.dtype(np.float16),
+        np.dtype(ml_dtypes.bfloat16),
+    ):
+        raise InvalidArgumentError(f"weights come back as a float dtype, not as {dtype}")
+    return values if dtype == np.float32 else values.astype(dtype)
