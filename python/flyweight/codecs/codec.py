@@ -1,0 +1,110 @@
+"""The codec protocol: symbols to bytes and back, under a stable id.
+
+A codec sees a flat run of symbols ``0 .. alphabet_size - 1`` and knows nothing of tensors. It does
+not store count and alphabet; the directory of the file holds them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+from flyweight.typing import Symbols
+
+__all__ = ["Codec", "codec_by_id", "codec_by_name", "codec_names", "register"]
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What turns symbols into bytes.
+
+    Notes
+    -----
+    ``decode(encode(symbols)) == symbols`` for every input; the same input gives the same bytes.
+    ``decode`` gets hostile bytes: it raises a typed error or returns exactly ``count`` symbols.
+    """
+
+    codec_id: int
+    """Number in the file; never reused."""
+    name: str
+    """What users call it."""
+    decode_rank: int
+    """Order of decoding speed, 0 is the fastest; breaks ties of size."""
+
+    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
+        """Bytes of ``(count,)`` uint8 symbols, each less than ``alphabet_size`` (1 to 256)."""
+
+    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
+        """The ``(count,)`` uint8 symbols of a stream.
+
+        Raises
+        ------
+        CorruptStreamError
+            The stream is damaged, or does not hold exactly ``count`` symbols of the alphabet.
+        """
+
+
+_BY_ID: dict[int, Codec] = {}
+
+
+def register(codec: Codec) -> Codec:
+    """Add a codec; its id and name must be free."""
+    for other in _BY_ID.values():
+        if codec.codec_id == other.codec_id or codec.name == other.name:
+            raise InvalidArgumentError(
+                f"codec {codec.name!r} (id {codec.codec_id}) clashes with {other.name!r} "
+                f"(id {other.codec_id})"
+            )
+    _BY_ID[codec.codec_id] = codec
+    return codec
+
+
+def codec_by_id(codec_id: int) -> Codec:
+    """The codec that a file names by number."""
+    if codec_id not in _BY_ID:
+        known = ", ".join(f"{c.codec_id} ({c.name})" for c in _BY_ID.values())
+        raise UnsupportedError(f"codec id {codec_id} is not known here; known are {known}")
+    return _BY_ID[codec_id]
+
+
+def codec_by_name(name: str) -> Codec:
+    """The codec that a user names."""
+    for codec in _BY_ID.values():
+        if codec.name == name:
+            return codec
+    raise InvalidArgumentError(f"no codec {name!r}; there are {', '.join(codec_names())}")
+
+
+def codec_names() -> list[str]:
+    """Names of all codecs, by id."""
+    return [_BY_ID[codec_id].name for codec_id in sorted(_BY_ID)]
+
+
+def check_symbols(symbols: Symbols, *, alphabet_size: int) -> None:
+    """Refuse symbols that are not a flat uint8 run of the alphabet."""
+    if symbols.dtype != np.uint8 or symbols.ndim != 1:
+        raise InvalidArgumentError(
+            f"symbols must be a flat uint8 array, got {symbols.dtype} of shape {symbols.shape}"
+        )
+    if symbols.size and int(symbols.max()) >= alphabet_size:
+        position = int(np.argmax(symbols >= alphabet_size))
+        raise InvalidArgumentError(
+            f"symbol {int(symbols[position])} at {position} is outside the alphabet "
+            f"of {alphabet_size}"
+        )
+
+
+def checked_decoded(raw: bytes, *, count: int, alphabet_size: int, name: str) -> Symbols:
+    """Symbols of a byte codec's output, held to the declared count and alphabet."""
+    if len(raw) != count:
+        raise CorruptStreamError(f"{name}: stream holds {len(raw)} symbols, expected {count}")
+    symbols = np.frombuffer(raw, dtype=np.uint8)
+    if count and int(symbols.max()) >= alphabet_size:
+        position = int(np.argmax(symbols >= alphabet_size))
+        raise CorruptStreamError(
+            f"{name}: symbol {int(symbols[position])} at {position} is outside the alphabet "
+            f"of {alphabet_size}"
+        )
+    return symbols

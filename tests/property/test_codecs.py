@@ -1,0 +1,184 @@
+"""Every codec gives back what it got, whatever it got."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flyweight.codecs.select  # noqa: F401 - registers all codecs
+from flyweight.codecs.codec import codec_by_id, codec_by_name, codec_names, register
+from flyweight.codecs.freq_table import choose_table, code_length, decode_table, encode_table
+from flyweight.codecs.layout import (
+    applicable_layouts,
+    join_planes,
+    plane_specs,
+    split_planes,
+)
+from flyweight.codecs.select import select
+from flyweight.codecs.store import StoreCodec
+from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+
+CODECS = ["store", "ans", "zstd", "brotli"]
+
+
+@st.composite
+def symbol_runs(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+    """Symbols of one, two or many values, flat or skewed, and an alphabet that holds them."""
+    alphabet = draw(st.sampled_from([1, 2, 3, 15, 63, 128, 255, 256]))
+    count = draw(st.sampled_from([1, 2, 31, 32, 33, 255, 256, 1000, 70_000]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.sampled_from(["one", "flat", "skewed", "edges"]))
+    if shape == "one":
+        symbols = np.full(count, rng.integers(alphabet))
+    elif shape == "flat":
+        symbols = rng.integers(alphabet, size=count)
+    elif shape == "edges":
+        symbols = np.where(rng.random(count) < 0.9, 0, alphabet - 1)
+    else:
+        symbols = np.clip(rng.normal(alphabet / 2, alphabet / 9, size=count), 0, alphabet - 1)
+    return symbols.astype(np.uint8), alphabet
+
+
+def test_names_and_ids_are_frozen() -> None:
+    assert codec_names() == CODECS
+    assert [codec_by_name(name).codec_id for name in CODECS] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", CODECS)
+@given(run=symbol_runs())
+def test_round_trip(name: str, run: tuple[np.ndarray, int]) -> None:
+    symbols, alphabet = run
+    codec = codec_by_name(name)
+    stream = codec.encode(symbols, alphabet_size=alphabet)
+    assert stream == codec.encode(symbols.copy(), alphabet_size=alphabet)
+    decoded = codec.decode(stream, count=len(symbols), alphabet_size=alphabet)
+    assert np.array_equal(decoded, symbols)
+    assert decoded.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_wrong_symbols_are_refused(name: str) -> None:
+    codec = codec_by_name(name)
+    with pytest.raises(InvalidArgumentError, match="symbol 9 at 1"):
+        codec.encode(np.array([1, 9], dtype=np.uint8), alphabet_size=4)
+    with pytest.raises(InvalidArgumentError, match="int64"):
+        codec.encode(np.array([1, 2]), alphabet_size=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_damage_is_a_typed_error_or_other_symbols(name: str) -> None:
+    rng = np.random.default_rng(7)
+    symbols = np.clip(rng.normal(8, 2, size=200), 0, 15).astype(np.uint8)
+    codec = codec_by_name(name)
+    stream = codec.encode(symbols, alphabet_size=16)
+    for length in range(len(stream)):
+        with pytest.raises(CorruptStreamError):
+            codec.decode(stream[:length], count=200, alphabet_size=16)
+    for count in (0, 1, 199, 201, 10_000):
+        with pytest.raises(CorruptStreamError):
+            codec.decode(stream, count=count, alphabet_size=16)
+    for position in range(len(stream)):
+        for bit in range(8):
+            damaged = bytearray(stream)
+            damaged[position] ^= 1 << bit
+            try:
+                decoded = codec.decode(bytes(damaged), count=200, alphabet_size=16)
+            except CorruptStreamError:
+                continue
+            assert decoded.shape == (200,)
+            assert decoded.max() < 16
+
+
+def test_expanding_streams_are_cut_off() -> None:
+    zeros = np.zeros(50_000_000, dtype=np.uint8)
+    for name in ("zstd", "brotli"):
+        stream = codec_by_name(name).encode(zeros, alphabet_size=2)
+        assert len(stream) < 6000
+        with pytest.raises(CorruptStreamError):
+            codec_by_name(name).decode(stream, count=100, alphabet_size=2)
+
+
+def test_registry_refuses_clashes_and_unknown_ids() -> None:
+    with pytest.raises(InvalidArgumentError, match="clashes"):
+        register(StoreCodec())
+    with pytest.raises(UnsupportedError, match="codec id 200"):
+        codec_by_id(200)
+    with pytest.raises(InvalidArgumentError, match="no codec 'lzma'"):
+        codec_by_name("lzma")
+
+
+@given(run=symbol_runs(), prob_bits=st.sampled_from([10, 12, 14]))
+def test_tables_are_small_and_close_to_the_counts(
+    run: tuple[np.ndarray, int], prob_bits: int
+) -> None:
+    symbols, alphabet = run
+    counts = np.bincount(symbols, minlength=alphabet)
+    if np.count_nonzero(counts) < 2:
+        return
+    table, freqs = choose_table(counts, prob_bits=prob_bits)
+    weights, taken = decode_table(table + b"\xff", alphabet_size=alphabet)
+    assert taken == len(table)
+    assert np.array_equal(weights > 0, counts > 0)
+    assert int(freqs.sum()) == 1 << prob_bits
+    seen = counts[counts > 0]
+    ideal = float(-(seen * np.log2(seen / seen.sum())).sum())
+    assert code_length(counts, freqs, prob_bits=prob_bits) >= ideal - 1e-6
+
+
+@given(
+    weights=st.lists(st.integers(0, 65535), min_size=1, max_size=256).filter(any),
+)
+def test_exact_tables_round_trip(weights: list[int]) -> None:
+    array = np.array(weights, dtype=np.int64)
+    table = encode_table(array, mantissa_bits=15)
+    decoded, taken = decode_table(table, alphabet_size=len(weights))
+    assert np.array_equal(decoded, array)
+    assert taken == len(table)
+
+
+@given(data=st.data())
+def test_layouts_round_trip(data: st.DataObject) -> None:
+    rows, cols = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    dtype = np.dtype(data.draw(st.sampled_from(["uint8", "float16", "float32", "float64"])))
+    alphabet = data.draw(st.sampled_from([1, 2, 5, 63, 128, 200])) if dtype == np.uint8 else 256
+    raw = rng.integers(alphabet, size=rows * cols * dtype.itemsize).astype(np.uint8)
+    array = raw.view(dtype).reshape(rows, cols)
+    for layout in applicable_layouts(dtype.itemsize, alphabet):
+        planes = split_planes(layout, array, alphabet)
+        specs = plane_specs(layout, (rows, cols), dtype.itemsize, alphabet)
+        assert [plane.symbols.size for plane in planes] == [spec.count for spec in specs]
+        assert [plane.alphabet_size for plane in planes] == [s.alphabet_size for s in specs]
+        symbols = [plane.symbols for plane in planes]
+        joined = join_planes(layout, symbols, (rows, cols), dtype, alphabet)
+        assert joined.tobytes() == array.tobytes()
+
+
+def test_selector_takes_the_smallest_and_says_what_lost() -> None:
+    rng = np.random.default_rng(0)
+    gaussian = np.clip(rng.normal(31, 2.4, size=(256, 256)), 0, 62).astype(np.uint8)
+    choice = select(gaussian, alphabet_size=63)
+    sizes = [candidate.size for candidate in choice.candidates]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == sum(len(stream) for _, stream in choice.streams)
+    assert choice.candidates[0].codec == "ans"
+    repeated = np.tile(rng.integers(0, 63, size=256).astype(np.uint8), (64, 1))
+    assert select(repeated, alphabet_size=63).candidates[0].codec != "ans"
+    noise = rng.integers(0, 256, size=(64, 64)).astype(np.uint8)
+    assert select(noise, alphabet_size=256).candidates[0].codec == "store"
+
+
+def test_a_forced_codec_is_used() -> None:
+    array = np.zeros((8, 8), dtype=np.uint8)
+    for name in CODECS:
+        choice = select(array, alphabet_size=4, codec=name)
+        assert {codec_id for codec_id, _ in choice.streams} == {codec_by_name(name).codec_id}
+
+
+def test_large_arrays_skip_slow_codecs_unless_asked() -> None:
+    rng = np.random.default_rng(0)
+    array = np.clip(rng.normal(8, 2, size=(600, 512)), 0, 15).astype(np.uint8)
+    tried = {candidate.codec for candidate in select(array, alphabet_size=16).candidates}
+    assert tried == {"ans", "store", "zstd-1", "zstd-3"}
