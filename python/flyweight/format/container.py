@@ -1,0 +1,352 @@
+"""The .fly container: writing it, and reading it back lazily, tensor by tensor.
+
+Layout of a file (docs/format.md): 14 bytes of header, the directory, the config section, the
+metadata section, one section per tensor, and a checksum of it all. Sections tile the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flyweight.codecs.codec import codec_by_id
+from flyweight.codecs.layout import join_planes, plane_specs
+from flyweight.codecs.select import Choice, Effort, select
+from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+from flyweight.format.header import (
+    DTYPE_IDS,
+    MAX_AXES,
+    Directory,
+    Part,
+    Section,
+    read_directory,
+    write_directory,
+)
+from flyweight.format.wire import FieldValue, read_fields, read_pairs, write_fields, write_pairs
+from flyweight.quant.grid import QuantizedTensor, from_float32, matrix_shape
+from flyweight.typing import AnyArray
+
+__all__ = ["FlyFile", "PlainTensor", "Stored", "open", "write_container"]
+
+MAGIC = b"\x89FLY"
+VERSION = 1
+HEADER = struct.Struct("<4sBBII")
+TRAILER = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainTensor:
+    """A tensor kept as it is, or as another float dtype of fewer bytes."""
+
+    values: AnyArray
+    """Any shape, at most 8 axes, in the dtype that is stored."""
+    dtype: np.dtype[np.generic]
+    """Dtype that loading gives back; differs from that of ``values`` for float tensors only."""
+
+
+Stored = QuantizedTensor | PlainTensor
+
+
+def write_container(
+    tensors: Mapping[str, Stored],
+    *,
+    config: Mapping[int, FieldValue] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    codec: str = "auto",
+    effort: Effort = "default",
+) -> tuple[bytes, dict[str, dict[str, Choice]]]:
+    """Bytes of a .fly file, and what was tried for each array.
+
+    Parameters
+    ----------
+    tensors : name to stored tensor
+    config : numbered fields of the model's config
+    metadata : text pairs; their bytes count
+    codec, effort : see :func:`flyweight.codecs.select.select`
+
+    Returns
+    -------
+    data : the file
+    choices : tensor name to role (``codes``, ``scales``, ...) to choice
+
+    Notes
+    -----
+    The same input gives the same bytes with the same versions of the codec libraries.
+    """
+    sections = []
+    bodies = []
+    choices: dict[str, dict[str, Choice]] = {}
+    for name in sorted(tensors, key=lambda text: text.encode("utf-8")):
+        section, body, choices[name] = _code(name, tensors[name], codec, effort)
+        sections.append(section)
+        bodies.append(body)
+    extras = [write_fields(config or {}), write_pairs(metadata or {})]
+    entries = [(len(raw), zlib.crc32(raw)) if raw else None for raw in extras]
+    directory = write_directory(
+        Directory(config=entries[0], metadata=entries[1], sections=tuple(sections))
+    )
+    header = HEADER.pack(MAGIC, VERSION, 0, len(directory), zlib.crc32(directory))
+    data = b"".join([header, directory, *extras, *bodies])
+    return data + TRAILER.pack(zlib.crc32(data)), choices
+
+
+class FlyFile:
+    """A .fly file, opened; tensors are decoded when asked for.
+
+    Parameters
+    ----------
+    data : the whole file
+    name : what to call it in errors
+
+    Raises
+    ------
+    CorruptStreamError
+        Not a .fly file, or its header, directory or size is damaged.
+    UnsupportedError
+        Of a version that this build cannot read.
+    """
+
+    def __init__(self, data: bytes | memoryview | mmap.mmap, name: str = "<bytes>") -> None:
+        self._data = memoryview(data)
+        self.name = name
+        try:
+            self.directory, self._start = _read_head(self._data)
+        except (CorruptStreamError, UnsupportedError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        self.sections = {section.name: section for section in self.directory.sections}
+        self._offsets = {}
+        offset = self._start
+        for entry in (self.directory.config, self.directory.metadata):
+            offset += entry[0] if entry else 0
+        for section in self.directory.sections:
+            self._offsets[section.name] = offset
+            offset += section.length
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the file."""
+        return len(self._data)
+
+    @property
+    def body_offset(self) -> int:
+        """Offset of the first section: bytes of header and directory."""
+        return self._start
+
+    def __len__(self) -> int:
+        return len(self.sections)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sections)
+
+    def __getitem__(self, name: str) -> AnyArray:
+        """One tensor in its own shape and dtype; reads no other section."""
+        stored = self.stored(name)
+        if isinstance(stored, QuantizedTensor):
+            return stored.dequantize()
+        if stored.values.dtype == stored.dtype:
+            return stored.values
+        return from_float32(stored.values.astype(np.float32), stored.dtype)
+
+    def stored(self, name: str) -> Stored:
+        """One tensor as it is stored: codes and scales, or plain values.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no such tensor.
+        CorruptStreamError
+            Its section is damaged; the message names the tensor.
+        """
+        body = self.section_bytes(name)
+        try:
+            return _decode(self.sections[name], body)
+        except (CorruptStreamError, UnsupportedError) as error:
+            raise type(error)(f"{self.name}: tensor {name!r}: {error}") from error
+
+    def section_bytes(self, name: str) -> memoryview:
+        """The coded bytes of one tensor, checked against their checksum."""
+        if name not in self.sections:
+            raise InvalidArgumentError(f"{self.name}: no tensor {name!r}")
+        section = self.sections[name]
+        return self._section(self._offsets[name], section.length, section.checksum, repr(name))
+
+    def config(self) -> dict[int, FieldValue]:
+        """Numbered fields of the model's config; empty where the file has none."""
+        entry = self.directory.config
+        if entry is None:
+            return {}
+        return read_fields(self._section(self._start, *entry, "config"))
+
+    def metadata(self) -> dict[str, str]:
+        """Text pairs; empty where the file has none."""
+        entry = self.directory.metadata
+        if entry is None:
+            return {}
+        start = self._start + (self.directory.config[0] if self.directory.config else 0)
+        return read_pairs(self._section(start, *entry, "metadata"))
+
+    def verify(self) -> None:
+        """Check every section and the whole file.
+
+        Raises
+        ------
+        CorruptStreamError
+            The message names the damaged tensor, or says that none is.
+        """
+        self.config()
+        self.metadata()
+        for name in self.sections:
+            self.stored(name)
+        expected = TRAILER.unpack(self._data[-TRAILER.size :])[0]
+        found = zlib.crc32(self._data[: -TRAILER.size])
+        if found != expected:
+            raise CorruptStreamError(
+                f"{self.name}: file checksum is {found:08x}, expected {expected:08x}, "
+                "but no section is damaged"
+            )
+
+    def _section(self, offset: int, length: int, checksum: int, what: str) -> memoryview:
+        body = self._data[offset : offset + length]
+        found = zlib.crc32(body)
+        if found != checksum:
+            raise CorruptStreamError(
+                f"{self.name}: section {what} at byte {offset} is damaged: "
+                f"checksum {found:08x}, expected {checksum:08x}"
+            )
+        return body
+
+
+def open(source: str | os.PathLike[str] | bytes | memoryview) -> FlyFile:  # noqa: A001
+    """Open a .fly file by path (memory-mapped) or from bytes.
+
+    Raises
+    ------
+    CorruptStreamError, UnsupportedError
+        See :class:`FlyFile`.
+    OSError
+        The file cannot be read.
+    """
+    if isinstance(source, (bytes, memoryview)):
+        return FlyFile(source)
+    path = Path(source)
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise CorruptStreamError(f"{path}: the file is empty")
+        return FlyFile(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
+
+
+def _read_head(data: memoryview) -> tuple[Directory, int]:
+    """The directory and the offset of the byte after it; the file's size is checked against it."""
+    if len(data) < HEADER.size + TRAILER.size:
+        raise CorruptStreamError(
+            f"{len(data)} bytes are too few for a .fly file, which has at least "
+            f"{HEADER.size + TRAILER.size}"
+        )
+    magic, version, flags, length, checksum = HEADER.unpack(data[: HEADER.size])
+    if magic != MAGIC:
+        raise CorruptStreamError(f"not a .fly file: starts with {bytes(magic).hex(' ')}")
+    if version != VERSION or flags:
+        raise UnsupportedError(
+            f"format version {version} with flags {flags:#x}; this build reads version {VERSION}"
+        )
+    start = HEADER.size + length
+    raw = data[HEADER.size : start]
+    if len(raw) < length or zlib.crc32(raw) != checksum:
+        raise CorruptStreamError(
+            f"the directory of {length} bytes at byte {HEADER.size} is damaged or cut off"
+        )
+    directory = read_directory(raw)
+    expected = start + directory.body_length + TRAILER.size
+    if len(data) != expected:
+        raise CorruptStreamError(f"the file has {len(data)} bytes, its directory says {expected}")
+    return directory, start
+
+
+def _code(
+    name: str, tensor: Stored, codec: str, effort: Effort
+) -> tuple[Section, bytes, dict[str, Choice]]:
+    """Section entry, section bytes and choices of one tensor; see :func:`_decode`."""
+    arrays: list[tuple[str, AnyArray, int]]
+    if isinstance(tensor, QuantizedTensor):
+        shape, grid = tensor.shape, tensor.grid
+        symbols = (tensor.codes.astype(np.int16) - grid.lo).astype(np.uint8)
+        arrays = [("codes", symbols, grid.alphabet_size), ("scales", tensor.scales, 256)]
+        if tensor.zero_points is not None:
+            arrays.append(("zero_points", tensor.zero_points, 256))
+    else:
+        shape, grid = tensor.values.shape, None
+        matrix = tensor.values.reshape(matrix_shape(shape or (1,)))
+        arrays = [("data", matrix, 256)]
+    if arrays[-1][1].dtype not in DTYPE_IDS or len(shape) > MAX_AXES:
+        raise InvalidArgumentError(
+            f"tensor {name!r}: {arrays[-1][1].dtype} with {len(shape)} axes cannot be stored; "
+            f"at most {MAX_AXES} axes of {', '.join(map(str, DTYPE_IDS))}"
+        )
+    parts = []
+    choices = {}
+    body = b""
+    for role, array, alphabet_size in arrays:
+        choice = select(array, alphabet_size=alphabet_size, codec=codec, effort=effort)
+        choices[role] = choice
+        body += b"".join(stream for _, stream in choice.streams)
+        parts.append(
+            Part(
+                role=role,
+                shape=(array.shape[0], array.shape[1]),
+                dtype=array.dtype,
+                alphabet_size=alphabet_size,
+                layout=choice.layout,
+                streams=tuple((codec_id, len(stream)) for codec_id, stream in choice.streams),
+            )
+        )
+    section = Section(
+        name=name,
+        shape=shape,
+        dtype=tensor.dtype,
+        grid=grid,
+        parts=tuple(parts),
+        checksum=zlib.crc32(body),
+    )
+    return section, body, choices
+
+
+def _decode(section: Section, body: memoryview) -> Stored:
+    arrays: dict[str, AnyArray] = {}
+    offset = 0
+    for part in section.parts:
+        arrays[part.role] = _decode_part(part, body[offset : offset + part.length])
+        offset += part.length
+    if section.grid is None:
+        return PlainTensor(values=arrays["data"].reshape(section.shape), dtype=section.dtype)
+    codes = (arrays["codes"].astype(np.int16) + section.grid.lo).astype(np.int8)
+    return QuantizedTensor(
+        shape=section.shape,
+        dtype=section.dtype,
+        grid=section.grid,
+        codes=codes,
+        scales=arrays["scales"],
+        zero_points=arrays.get("zero_points"),
+    )
+
+
+def _decode_part(part: Part, body: memoryview) -> AnyArray:
+    specs = plane_specs(part.layout, part.shape, part.dtype.itemsize, part.alphabet_size)
+    planes = []
+    offset = 0
+    for spec, (codec_id, length) in zip(specs, part.streams, strict=True):
+        stream = body[offset : offset + length]
+        offset += length
+        if spec.count == 0:
+            planes.append(np.zeros(0, dtype=np.uint8))
+            continue
+        planes.append(
+            codec_by_id(codec_id).decode(stream, count=spec.count, alphabet_size=spec.alphabet_size)
+        )
+    return join_planes(part.layout, planes, part.shape, part.dtype, part.alphabet_size)

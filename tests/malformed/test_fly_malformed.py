@@ -1,0 +1,225 @@
+"""Damaged .fly files: one clear error that says where, never a crash, never wrong weights."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+import flyweight
+from flyweight.artifact import unpack
+from flyweight.errors import CorruptStreamError, FlyweightError, UnsupportedError
+from flyweight.format.container import PlainTensor, write_container
+from flyweight.format.header import read_directory
+from flyweight.format.wire import Reader, read_fields, read_pairs, write_varint, write_zigzag
+from flyweight.quant.grid import Grid, QuantizedTensor
+from flyweight.submission.decoder import FlyError, decode_fly
+
+
+def small_file() -> bytes:
+    """Two tensors, a config and metadata in a few hundred bytes."""
+    rng = np.random.default_rng(0)
+    codes = np.clip(rng.normal(0, 2, size=(4, 40)).round(), -7, 7).astype(np.int8)
+    tensors = {
+        "blocks.0.w": QuantizedTensor(
+            shape=(4, 40),
+            dtype=np.dtype(np.float32),
+            grid=Grid(lo=-7, hi=7),
+            codes=codes,
+            scales=rng.random((4, 1)).astype(np.float16),
+        ),
+        "gain": PlainTensor(values=np.ones(5, dtype=np.float32), dtype=np.dtype(np.float32)),
+    }
+    return write_container(tensors, config={1: 8}, metadata={"k": "v"})[0]
+
+
+def sealed(data: bytearray) -> bytes:
+    """The file with its last checksum made right again."""
+    data[-4:] = struct.pack("<I", zlib.crc32(bytes(data[:-4])))
+    return bytes(data)
+
+
+def with_directory(directory: bytes, body: bytes = b"") -> bytes:
+    """A file around any directory, checksums right."""
+    head = struct.pack("<4sBBII", b"\x89FLY", 1, 0, len(directory), zlib.crc32(directory))
+    return sealed(bytearray(head + directory + body + bytes(4)))
+
+
+def test_every_truncation_is_refused() -> None:
+    data = small_file()
+    for length in range(len(data)):
+        with pytest.raises(CorruptStreamError):
+            unpack(data[:length])
+        with pytest.raises(FlyError):
+            decode_fly(data[:length])
+    with pytest.raises(CorruptStreamError, match="its directory says"):
+        unpack(data + b"\0")
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    data = small_file()
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(FlyweightError):
+                unpack(bytes(damaged))
+            with pytest.raises(FlyError):
+                decode_fly(bytes(damaged))
+
+
+def test_damage_names_the_tensor() -> None:
+    data = small_file()
+    start = 14 + struct.unpack_from("<I", data, 6)[0]
+    file = flyweight.open(data)
+    length = file.sections["blocks.0.w"].length
+    offset = len(data) - 4 - file.sections["gain"].length - length
+    assert start < offset
+    for position, name in ((offset, "blocks.0.w"), (offset + length, "gain")):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises(CorruptStreamError, match=f"section '{name}' at byte {position}"):
+            unpack(sealed(damaged))
+
+
+def test_flips_behind_right_checksums_never_crash() -> None:
+    """What an attacker can do: any byte changed, every checksum recomputed."""
+    data = small_file()
+    length = struct.unpack_from("<I", data, 6)[0]
+    for position in range(14, len(data) - 4):
+        for value in (0, 1, 0x7F, 0x80, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] = value
+            if position < 14 + length:
+                checksum = zlib.crc32(bytes(damaged[14 : 14 + length]))
+                struct.pack_into("<I", damaged, 10, checksum)
+            try:
+                tensors = unpack(sealed(damaged))
+            except FlyweightError:
+                continue
+            assert sum(array.nbytes for array in tensors.values()) < 1 << 24
+
+
+def test_other_files_and_versions_are_named() -> None:
+    data = bytearray(small_file())
+    with pytest.raises(CorruptStreamError, match="not a .fly file: starts with 50 4b 03 04"):
+        flyweight.open(b"PK\x03\x04" + bytes(40))
+    with pytest.raises(CorruptStreamError, match="3 bytes are too few"):
+        flyweight.open(b"\x89FL")
+    data[4] = 2
+    with pytest.raises(UnsupportedError, match="version 2 .* reads version 1"):
+        flyweight.open(sealed(data))
+    data[4:6] = b"\x01\x80"
+    with pytest.raises(UnsupportedError, match="flags 0x80"):
+        flyweight.open(sealed(data))
+
+
+def test_empty_file_on_disk(tmp_path) -> None:
+    path = tmp_path / "empty.fly"
+    path.touch()
+    with pytest.raises(CorruptStreamError, match=r"empty.fly: the file is empty"):
+        flyweight.open(path)
+
+
+def plain_entry(
+    name: bytes = b"w",
+    *,
+    kind: int = 0,
+    dtype: int = 9,
+    shape: tuple[int, ...] = (4,),
+    rest: bytes = b"\x00\x00\x04",
+) -> bytes:
+    """A directory entry by hand."""
+    return (
+        b"\x00"
+        + write_varint(len(name))
+        + name
+        + bytes([kind << 5 | dtype, len(shape)])
+        + b"".join(write_varint(size) for size in shape)
+        + rest
+        + struct.pack("<I", zlib.crc32(b"abcd"))
+    )
+
+
+def test_the_entry_by_hand_is_right() -> None:
+    data = with_directory(b"\x01\x00\x00" + plain_entry(), b"abcd")
+    assert unpack(data)["w"].tobytes() == b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        (plain_entry(kind=3), UnsupportedError, "kind 3"),
+        (plain_entry(dtype=31), UnsupportedError, "dtype id 31"),
+        (plain_entry(shape=(1,) * 9), CorruptStreamError, "9 axes"),
+        (plain_entry(rest=b"\x09\x00\x04"), UnsupportedError, "layout id 9"),
+        (plain_entry(rest=b"\x00\x00\x00"), CorruptStreamError, "4 symbols in 0 bytes"),
+        (plain_entry(shape=(1 << 40,)), CorruptStreamError, "more than 1048576 a byte"),
+        (plain_entry(shape=(1 << 62, 1 << 62)), CorruptStreamError, "more than 1048576 a byte"),
+        (plain_entry(shape=(0,)), CorruptStreamError, "0 symbols in 4 bytes"),
+        (plain_entry(name=b"\xff"), CorruptStreamError, "not UTF-8"),
+        (plain_entry(kind=2, rest=b"\x02\x00\x00\x04"), CorruptStreamError, "come back as uint8"),
+        (b"\x05\x01w" + plain_entry()[3:], CorruptStreamError, "shares 5 bytes"),
+    ],
+)
+def test_lying_directories(entry: bytes, error: type[Exception], message: str) -> None:
+    data = with_directory(b"\x01\x00\x00" + entry, b"abcd")
+    with pytest.raises(error, match=message):
+        flyweight.open(data)
+
+
+def test_unknown_codec_names_tensor_and_id() -> None:
+    data = with_directory(b"\x01\x00\x00" + plain_entry(rest=b"\x00\xc8\x04"), b"abcd")
+    with pytest.raises(UnsupportedError, match="tensor 'w': codec id 200"):
+        unpack(data)
+
+
+def test_names_out_of_order_or_twice() -> None:
+    for names in ((b"b", b"a"), (b"a", b"a")):
+        directory = b"\x02\x00\x00" + b"".join(plain_entry(name) for name in names)
+        with pytest.raises(CorruptStreamError, match="out of order or there twice"):
+            flyweight.open(with_directory(directory, b"abcdabcd"))
+
+
+def test_more_tensors_than_the_directory_holds() -> None:
+    with pytest.raises(CorruptStreamError, match="needs 1 bytes"):
+        read_directory(write_varint(1 << 50) + b"\x00\x00")
+    with pytest.raises(CorruptStreamError, match="1 bytes are left"):
+        read_directory(b"\x00\x00\x00\x07")
+
+
+@pytest.mark.parametrize("raw", [b"\x80", b"\x80\x00", b"\xff" * 9 + b"\x01", b"\xff" * 12])
+def test_malformed_varints(raw: bytes) -> None:
+    with pytest.raises(CorruptStreamError):
+        Reader(raw, "test").varint()
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 127, 128, -129, 2**31, -(2**31), 2**62 - 1, -(2**62)])
+def test_zigzag_round_trip(value: int) -> None:
+    reader = Reader(write_zigzag(value), "test")
+    assert reader.zigzag() == value
+    assert reader.is_done
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\x10\x02\x08\x02", "field 1 comes after field 2"),
+        (b"\x00\x02", "field 0 comes after"),
+        (b"\x09abc", "needs 8 bytes"),
+        (b"\x0a\x02\xff\xff", "not UTF-8"),
+        (b"\x0b\xff\xff\xff\xff\x7f", "needs 1 bytes"),
+    ],
+)
+def test_malformed_config(raw: bytes, message: str) -> None:
+    with pytest.raises(CorruptStreamError, match=message):
+        read_fields(raw)
+
+
+def test_unknown_wire_type_and_double_keys() -> None:
+    with pytest.raises(UnsupportedError, match="wire type 7"):
+        read_fields(b"\x0f")
+    with pytest.raises(CorruptStreamError, match="'a' is there twice"):
+        read_pairs(b"\x01a\x01b\x01a\x01c")
