@@ -1,0 +1,343 @@
+"""A second, independent reader of .fly files: NumPy and the standard library only.
+
+This is what a submission ships, so it imports nothing of flyweight, and it is held to the same
+golden files as the package's own reader. It decodes all ANS streams of a file at once: step ``i``
+takes symbol ``i`` of every way of every stream. See docs/format.md for every rule.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FlyError", "decode_fly"]
+
+FLY_DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 4: "<f8", 5: "<i1", 6: "<i2", 7: "<i4", 8: "<i8"}
+FLY_DTYPES |= {9: "<u1", 10: "<u2", 11: "<u4", 12: "<u8", 13: "?"}
+FLY_BFLOAT16 = 3
+
+
+class FlyError(ValueError):
+    """The file is damaged or of a kind that this decoder does not read."""
+
+
+class FlyPart(NamedTuple):
+    """One array of a section; see "Parts" in docs/format.md."""
+
+    dtype: int
+    shape: tuple[int, int]
+    alphabet: int
+    layout: int
+    streams: list[tuple[int, int]]
+
+    def plane(self) -> tuple[int, int]:
+        """Symbols and alphabet of each of its planes."""
+        count = self.shape[0] * self.shape[1]
+        if self.layout == 3:
+            return -(-count * (self.alphabet - 1).bit_length() // 8), 256
+        itemsize = np.dtype(FLY_DTYPES[self.dtype]).itemsize
+        return (count if self.layout == 2 else count * itemsize), self.alphabet
+
+    def join(self, planes: list[NDArray[np.uint8]]) -> NDArray[Any]:
+        """The array of its planes; see "Layouts" in docs/format.md."""
+        dtype = np.dtype(FLY_DTYPES[self.dtype])
+        if self.layout == 2:
+            return np.stack(planes, axis=1).view(dtype).reshape(self.shape)
+        symbols = planes[0]
+        if self.layout == 1:
+            return symbols.view(dtype).reshape(self.shape[::-1]).T
+        if self.layout == 3:
+            width = (self.alphabet - 1).bit_length()
+            bits = np.unpackbits(symbols, bitorder="little")[: math.prod(self.shape) * width]
+            weights = (1 << np.arange(width)).astype(np.uint8)
+            symbols = (bits.reshape(-1, width) * weights).sum(axis=1, dtype=np.uint8)
+        return symbols.view(dtype).reshape(self.shape)
+
+
+class FlyEntry(NamedTuple):
+    """One tensor; ``grid`` is the smallest code, the group size and whether it is affine."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: int
+    grid: tuple[int, int, int] | None
+    parts: list[FlyPart]
+
+    def tensor(self, arrays: list[NDArray[Any]]) -> NDArray[Any]:
+        """Dequantize, in float32 and in this order; see "Dequantization" in docs/format.md."""
+        values, stored = arrays[0], self.parts[0].dtype
+        if self.grid is not None:
+            lo, group, affine = self.grid
+            columns = np.arange(values.shape[1]) // group
+            values = (values.astype(np.int16) + lo).astype(np.float32)
+            if affine:
+                values -= arrays[2].astype(np.float32)[:, columns]
+            values *= arrays[1].astype(np.float32)[:, columns]
+        elif stored == FLY_BFLOAT16:
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        if self.grid is None and stored == self.dtype:
+            return values.reshape(self.shape)
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if self.dtype != FLY_BFLOAT16:
+            return values.astype(FLY_DTYPES[self.dtype]).reshape(self.shape)
+        raw = values.view(np.uint32)  # round to nearest even, and keep as float32
+        raw = (raw + 0x7FFF + (raw >> 16 & 1)) & np.uint32(0xFFFF0000)
+        return raw.view(np.float32).reshape(self.shape)
+
+
+class FlyReader:
+    """A cursor over bytes."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
+
+    def take(self, count: int) -> bytes:
+        self.at += count
+        if self.at > len(self.data):
+            raise FlyError("the file ends early")
+        return self.data[self.at - count : self.at]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while (byte := self.take(1)[0]) > 127:
+            value |= (byte & 127) << shift
+            shift += 7
+        return value | byte << shift
+
+    def zigzag(self) -> int:
+        value = self.varint()
+        return -(value + 1) // 2 if value & 1 else value // 2
+
+    def entry(self, name: str) -> FlyEntry:
+        """See "Directory" in docs/format.md."""
+        kind, dtype = divmod(self.take(1)[0], 32)
+        shape = tuple(self.varint() for _ in range(self.take(1)[0]))
+        matrix = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        grid = None
+        if kind == 1:
+            flags, lo, alphabet = self.take(1)[0], self.zigzag(), self.varint() + 1
+            group = self.varint() or max(matrix[1], 1)
+            grid = (lo, group, flags & 1)
+            scales = (1 if flags & 2 else 2, (matrix[0], -(-matrix[1] // group)), 256)
+            wanted = [(9, matrix, alphabet), scales, scales][: 2 + (flags & 1)]
+        elif kind in (0, 2):
+            wanted = [(self.take(1)[0] if kind == 2 else dtype, matrix, 256)]
+        else:
+            raise FlyError(f"section kind {kind} is not known")
+        parts = []
+        for part in wanted:
+            layout = self.take(1)[0]
+            planes = np.dtype(FLY_DTYPES[part[0]]).itemsize if layout == 2 else 1
+            streams = [(self.take(1)[0], self.varint()) for _ in range(planes)]
+            parts.append(FlyPart(*part, layout, streams))
+        self.take(4)  # the section's checksum; the whole file's was checked
+        return FlyEntry(name, shape, dtype, grid, parts)
+
+    def fields(self) -> dict[int, object]:
+        """See "Config section" in docs/format.md."""
+        values: dict[int, object] = {}
+        while self.at < len(self.data):
+            number, wire = divmod(self.varint(), 8)
+            if wire == 0:
+                values[number] = self.zigzag()
+            elif wire == 1:
+                values[number] = struct.unpack("<d", self.take(8))[0]
+            elif wire == 2:
+                values[number] = self.take(self.varint()).decode("utf-8")
+            elif wire == 3:
+                values[number] = tuple(self.zigzag() for _ in range(self.varint()))
+            else:
+                values[number] = wire == 5
+        return values
+
+
+def decode_fly(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]:
+    """All tensors and the numbered config fields of a .fly file.
+
+    Parameters
+    ----------
+    data : the whole file
+
+    Returns
+    -------
+    tensors : name to array; bfloat16 comes as float32 with the same values
+    config : field id to value
+
+    Raises
+    ------
+    FlyError
+        A checksum or a rule of the format is broken.
+    """
+    if len(data) < 18 or data[:6] != b"\x89FLY\x01\x00":
+        raise FlyError("not a .fly file of version 1")
+    if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise FlyError("the file is damaged: its checksum does not match")
+    head = FlyReader(data, 14)
+    count, config_length = head.varint(), head.varint()
+    head.take(4 if config_length else 0)
+    metadata_length = head.varint()
+    head.take(4 if metadata_length else 0)
+    raw, entries = b"", []
+    for _ in range(count):
+        shared = head.varint()
+        raw = raw[:shared] + head.take(head.varint())
+        entries.append(head.entry(raw.decode("utf-8")))
+    at = head.at + config_length
+    config = FlyReader(data[:at], head.at).fields()
+    at += metadata_length
+    planes = []
+    for entry in entries:
+        for part in entry.parts:
+            for codec, size in part.streams:
+                planes.append((codec, data[at : at + size], *part.plane()))
+                at += size
+    if at + 4 != len(data):
+        raise FlyError("the sections do not tile the file")
+    decoded = iter(decode_planes(planes))
+    return {
+        entry.name: entry.tensor([p.join([next(decoded) for _ in p.streams]) for p in entry.parts])
+        for entry in entries
+    }, config
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def decode_planes(planes: list[tuple[int, bytes, int, int]]) -> list[NDArray[np.uint8]]:
+    """Symbols of each plane, given its codec, stream, count and alphabet."""
+    out: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * len(planes)
+    queues: dict[int, list[AnsJob]] = {}
+    for index, (codec, stream, count, alphabet) in enumerate(planes):
+        if codec == 1 and stream[0] >> 6:
+            job = read_ans_header(index, stream, count, alphabet)
+            queues.setdefault(job.ways, []).append(job)
+        elif codec == 1:
+            out[index] = np.full(count, stream[1], dtype=np.uint8)
+        else:
+            out[index] = np.frombuffer(decompress(codec, stream, count), dtype=np.uint8)
+    for jobs in queues.values():
+        jobs.sort(key=lambda job: -job.symbols)
+        for job, symbols in zip(jobs, decode_ans(jobs), strict=True):
+            out[job.place] = symbols
+    for (_, _, count, _), symbols in zip(planes, out, strict=True):
+        if len(symbols) != count:
+            raise FlyError(f"a stream holds {len(symbols)} symbols, expected {count}")
+    return out
+
+
+def decompress(codec: int, stream: bytes, count: int) -> bytes:
+    """Symbols of a stream of codec store, zstd or brotli."""
+    if codec == 0:
+        return stream
+    if codec == 2:
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompress(stream, max_output_size=count)
+    if codec == 3:
+        import brotli
+
+        return bytes(brotli.decompress(stream))
+    raise FlyError(f"codec id {codec} is not known")
+
+
+class AnsJob(NamedTuple):
+    """One ANS stream behind its header and table."""
+
+    place: int
+    symbols: int
+    ways: int
+    prob_bits: int
+    freqs: NDArray[np.uint64]
+    coded: bytes
+
+
+def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> AnsJob:
+    """See "ANS" and "Frequency tables" in docs/format.md."""
+    bits = int.from_bytes(stream[1 : 2 + 4 * alphabet], "little")
+    at = 0
+
+    def take(width: int) -> int:
+        nonlocal at
+        at += width
+        return bits >> (at - width) & ((1 << width) - 1)
+
+    first, last, mantissa = take(8), take(8), take(4)
+    weights, size_class = [0] * alphabet, 0
+    for symbol in range(first, last + 1):
+        zeros = 0
+        while not take(1):
+            zeros += 1
+            if at > 8 * len(stream):
+                raise FlyError("a frequency table ends early")
+        gamma = (1 << zeros) + take(zeros)
+        size_class += gamma // 2 * (1 if gamma % 2 else -1)
+        stored = min(size_class - 1, mantissa)
+        if size_class:
+            weights[symbol] = ((1 << stored) + take(stored)) << size_class - 1 - stored
+    prob_bits, ways = 8 + (stream[0] & 7), 1 << (stream[0] >> 3 & 7)
+    freqs = normalize(weights, 1 << prob_bits)
+    return AnsJob(index, count, ways, prob_bits, freqs, stream[1 + -(-at // 8) :])
+
+
+def normalize(weights: list[int], total: int) -> NDArray[np.uint64]:
+    """Frequencies that sum to ``total``; see "Normalization" in docs/format.md."""
+    mass = sum(weights)
+    freqs = [max(1, w * total // mass) if w else 0 for w in weights]
+    spare = total - sum(freqs)
+    seen = [s for s, w in enumerate(weights) if w]
+    for symbol in sorted(seen, key=lambda s: (-(weights[s] * total % mass), s))[: max(spare, 0)]:
+        freqs[symbol] += 1
+    for _ in range(-spare):
+        freqs[freqs.index(max(freqs))] -= 1
+    return np.array(freqs, dtype=np.uint64)
+
+
+def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
+    """All streams of the same number of ways in lockstep; they come longest first."""
+    ways = jobs[0].ways
+    counts = np.array([job.symbols for job in jobs])
+    steps = -(-counts // ways)
+    tables, words = [], []
+    for job in jobs:  # per slot: frequency << 32 | (slot - cumulative) << 8 | symbol
+        symbol = np.repeat(np.arange(len(job.freqs), dtype=np.uint64), job.freqs.astype(np.int64))
+        bias = np.arange(1 << job.prob_bits, dtype=np.uint64)
+        bias -= (np.cumsum(job.freqs) - job.freqs)[symbol]
+        tables.append(job.freqs[symbol] << 32 | bias << 8 | symbol)
+        words.append(np.frombuffer(job.coded[4 * ways :], dtype="<u2").astype(np.uint64))
+    starts = np.cumsum([0] + [len(w) for w in words])[:, None]
+    table = np.concatenate(tables)
+    word = np.concatenate([*words, [np.uint64(0)]])  # a damaged stream reads past the end
+    base = np.cumsum([0] + [len(t) for t in tables])[:-1, None].astype(np.uint64)
+    bits = np.array([[job.prob_bits] for job in jobs], dtype=np.uint64)
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    lanes = [np.frombuffer(job.coded[: 4 * ways], dtype="<u4") for job in jobs]
+    state, at = np.stack(lanes).astype(np.uint64), starts[:-1] - 1
+    if (state < 1 << 16).any():
+        raise FlyError("an ANS stream is damaged: a state is below 2^16")
+    out = np.zeros((steps[0], len(jobs), ways), dtype=np.uint8)
+    live = len(jobs)
+    for step in range(steps[0]):
+        if steps[live - 1] == step:
+            live = int(np.count_nonzero(steps > step))  # streams that still have symbols
+            state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
+        earlier = state
+        entry = table.take((state & mask) + base)
+        out[step, :live] = entry
+        state = (entry >> 32) * (state >> bits) + (entry >> 8 & 0xFFFF)
+        low = state < 1 << 16
+        rank = low.cumsum(axis=1)
+        state = np.where(low, state << 16 | word.take(at + rank, mode="clip"), state)
+        at = at + rank[:, -1:]
+        if steps[live - 1] == step + 1:  # a stream's last row: way by way, it must end here
+            for row in np.flatnonzero(steps[:live] == step + 1):
+                rest = counts[row] - step * ways
+                final = np.append(state[row, :rest], earlier[row, rest:])
+                unread = starts[row + 1] - 1 - (at[row] - rank[row, -1] + rank[row, rest - 1])
+                if (final != 1 << 16).any() or unread.any():
+                    raise FlyError("an ANS stream is damaged: it does not end where it should")
+    return [out[: steps[row], row].reshape(-1)[: counts[row]] for row in range(len(jobs))]
