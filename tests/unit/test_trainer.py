@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flyweight.data.shards import write_shard
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.config import ModelConfig
@@ -56,18 +57,12 @@ CONFIG = TrainConfig(
 )
 
 
-def write_shard(path: Path, tokens: np.ndarray) -> None:
-    header = np.zeros(256, dtype="<i4")
-    header[:3] = 20240520, 1, len(tokens)
-    path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards that hold a noisy walk through the vocabulary: easy to learn."""
     folder = tmp_path_factory.mktemp("data")
     steps = np.random.default_rng(0).integers(1, 3, size=1500)
-    tokens = np.cumsum(steps) % 29 + 3
+    tokens = (np.cumsum(steps) % 29 + 3).astype(np.uint16)
     write_shard(folder / "fineweb_train_000000.bin", tokens[:700])
     write_shard(folder / "fineweb_train_000001.bin", tokens[700:])
     return folder
@@ -99,7 +94,7 @@ def test_stream_in_order_goes_round_the_ring(data: Path) -> None:
 
 
 def test_shuffled_stream_takes_every_row_once_an_epoch(tmp_path: Path) -> None:
-    write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(64))
+    write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(64, dtype=np.uint16))
     stream = TokenStream(tmp_path, batch_sequences=4, seq_len=8, vocab_size=64, shuffle_seed=1)
     again = TokenStream(tmp_path, batch_sequences=4, seq_len=8, vocab_size=64, shuffle_seed=1)
     epochs = []
@@ -114,7 +109,7 @@ def test_shuffled_stream_takes_every_row_once_an_epoch(tmp_path: Path) -> None:
 
 
 def test_bad_data_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no training shards"):
+    with pytest.raises(DataError, match="fineweb_train_000000"):
         TokenStream(tmp_path, batch_sequences=1, seq_len=8, vocab_size=32)
     with pytest.raises(DataError, match="1500 training tokens, expected more than seq_len=1500"):
         TokenStream(data, batch_sequences=1, seq_len=1500, vocab_size=32)

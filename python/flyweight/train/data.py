@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +44,7 @@ class TokenStream:
         vocab_size: int,
         shuffle_seed: int | None = None,
     ) -> None:
-        self._paths = list_shards(Path(folder), "train")
-        if not self._paths:
-            raise DataError(f"{folder}: no training shards (fineweb_train_*.bin)")
+        self._paths = list_shards(folder, "train")
         self._shards = [read_shard(path) for path in self._paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self._batch_sequences = batch_sequences
