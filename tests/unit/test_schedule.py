@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flyweight.errors import InvalidArgumentError
@@ -60,10 +62,10 @@ def test_linear_ramp() -> None:
         ({"max_seconds": -1.0}, "max_seconds=-1.0"),
     ],
 )
-def test_impossible_training_is_refused(change: dict[str, object], message: str) -> None:
-    values: dict[str, object] = {"batch_sequences": 4, "max_steps": 10, **change}
+def test_impossible_training_is_refused(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"batch_sequences": 4, "max_steps": 10, **change}
     with pytest.raises(InvalidArgumentError, match=message):
-        TrainConfig(**values)  # type: ignore[arg-type]
+        TrainConfig(**values)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +73,4 @@ def test_impossible_training_is_refused(change: dict[str, object], message: str)
 )
 def test_impossible_optimizers_are_refused(name: str, value: float) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{name}={value}"):
-        OptimConfig(**{name: value})  # type: ignore[arg-type]
+        OptimConfig(**{name: value})

@@ -224,8 +224,8 @@ def child(data: Path, out: Path) -> subprocess.Popen[str]:
         "cases.run(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", code, str(data), str(out)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes)  # type: ignore[call-overload,no-any-return]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 def wait_for_steps(process: subprocess.Popen[str], count: int) -> None:

@@ -181,6 +181,20 @@ def test_untrained_model_is_nearly_uniform_and_reproducible() -> None:
         assert torch.equal(one, other)
 
 
+def test_whole_loss_compiles_into_one_graph_and_follows_autocast() -> None:
+    model, ids = build(FULL), tokens((2, 13))
+    dtypes = set()
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        eager = model.loss(ids[:, :-1], ids[:, 1:])
+    assert dtypes == {torch.bfloat16}
+    assert eager.dtype == torch.float32
+    compiled = torch.compile(build(FULL).loss, backend="eager", fullgraph=True, dynamic=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(ids[:, :-1], ids[:, 1:]), eager)
+
+
 def test_parameter_count_formula() -> None:
     # The trunk of PR #585: its table without the bigram hash and the value embeddings.
     config = ModelConfig(

@@ -172,7 +172,8 @@ class Transformer(nn.Module):
         if self.smear is not None:
             x_BTD = self.smear(x_BTD, tokens_BT)
         x0_BTD, rope = x_BTD, self._rope_tables(tokens_BT.shape[1])
-        half, skips = self.config.num_skips, list[Tensor]()
+        half = self.config.num_skips
+        skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if self.skip_weights is not None and layer >= half and skips:
                 x_BTD = x_BTD + scaled(skips.pop(), self.skip_weights[layer - half])

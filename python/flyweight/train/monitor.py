@@ -39,7 +39,7 @@ class StepRecord:
 
 
 class Monitor:
-    """Looks at each step once its successor is under way, so that the device never waits.
+    """Keeps the last step until it is looked at, which waits for the device to finish it.
 
     Parameters
     ----------
@@ -91,12 +91,11 @@ class Monitor:
         self._bar.close()
 
     def record(self, record: StepRecord) -> None:
-        """Take note of a step and look at the one before it."""
-        self.look()
+        """Take note of a step, which is looked at later."""
         self._pending = record
 
     def look(self) -> None:
-        """Wait for the step recorded last, check it and report it.
+        """Wait for the recorded step, check it and report it, once.
 
         Raises
         ------

@@ -141,12 +141,13 @@ def _loop(
     save: Callable[[], None],
 ) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
-    started = saved = time.perf_counter()
-    seconds_before = state.seconds
+    seconds_before, started = state.seconds, time.perf_counter()
+    saved = started
     with _sigint_noted() as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
             metrics = _step(state, config, stream, loss_function)
+            monitor.look()  # waits for the step before: the device has this one to go on with
             now = time.perf_counter()
             state.step += 1
             state.seconds = seconds_before + now - started
@@ -166,6 +167,8 @@ def _loop(
             if now - saved >= config.checkpoint_seconds:
                 save()
                 saved = now
+        monitor.look()
+        state.seconds = seconds_before + time.perf_counter() - started
         save()
 
 
@@ -205,7 +208,7 @@ def _prepare(state: TrainState, config: TrainConfig) -> tuple[LossFunction, floa
     if not config.compile:
         return state.model.loss, 0.0
     started = time.perf_counter()
-    loss_function: LossFunction = torch.compile(state.model.loss, dynamic=False)
+    loss_function: LossFunction = torch.compile(state.model.loss, fullgraph=True, dynamic=False)
     model = state.model.config
     shape = (config.batch_sequences // config.accumulation_steps, model.seq_len + 1)
     generator = torch.Generator().manual_seed(0)
