@@ -1,0 +1,181 @@
+"""What a transformer is made of: one frozen record, stored in every artifact as numbered fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+
+__all__ = ["BOS_TOKEN", "ModelConfig"]
+
+BOS_TOKEN = 1
+"""Id of the token that opens every document in the challenge's shards."""
+
+_FIELD_TYPES = {"int": int, "float": float, "bool": bool}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and features of a :class:`~flyweight.model.transformer.Transformer`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of range, or two values contradict each other.
+
+    Notes
+    -----
+    Ids are never reused. A field that holds its default is not stored, so the defaults are part of
+    the file format: they stay as they are, and the default of a new feature is "off".
+    """
+
+    vocab_size: int = field(metadata={"id": 1})
+    """Number of token ids."""
+    num_layers: int = field(metadata={"id": 2})
+    """Number of blocks."""
+    model_dim: int = field(metadata={"id": 3})
+    """Width of the residual stream."""
+    num_heads: int = field(metadata={"id": 4})
+    """Query heads; each is ``model_dim / num_heads`` wide."""
+    num_kv_heads: int = field(metadata={"id": 5})
+    """Key and value heads; each serves ``num_heads / num_kv_heads`` query heads."""
+    mlp_hidden: int = field(metadata={"id": 6})
+    """Hidden units of each MLP."""
+    seq_len: int = field(metadata={"id": 7})
+    """Tokens of context in training, and the longest window in scoring."""
+    rope_dims: int = field(default=16, metadata={"id": 8})
+    """Leading dimensions of each head that rotary positions turn; 0 leaves out positions."""
+    rope_base: float = field(default=10000.0, metadata={"id": 9})
+    """Base of the rotary frequencies."""
+    rope_train_length: int = field(default=0, metadata={"id": 10})
+    """Length that ``rope_base`` was made for; a longer ``seq_len`` stretches the base, 0 never."""
+    qk_gain_init: float = field(default=1.5, metadata={"id": 11})
+    """Start of the learned gain per query head, applied after QK norm and rotation."""
+    softcap: float = field(default=30.0, metadata={"id": 12})
+    """Logits are ``softcap * tanh(logits / softcap)``; 0 leaves them alone."""
+    leaky_slope: float = field(default=0.0, metadata={"id": 13})
+    """The MLP computes ``leaky_relu(x, leaky_slope) ** 2``; 0 is relu squared."""
+    smear_gate: bool = field(default=False, metadata={"id": 14})
+    """Mix each embedding with the one before it by a learned gate per channel."""
+    smear_document_mask: bool = field(default=False, metadata={"id": 15})
+    """Let the first token of a document (``BOS_TOKEN``) see nothing of the one before it."""
+    unet_skips: bool = field(default=False, metadata={"id": 16})
+    """Add the outputs of the first half of the blocks, last one first, to those of the second."""
+    resid_mix: bool = field(default=False, metadata={"id": 17})
+    """Let each block start from a learned mix of the residual stream and the embedding."""
+    ln_scale: bool = field(default=False, metadata={"id": 18})
+    """Scale the normalized input of block l (from 0) by ``1 / sqrt(l + 1)``."""
+    branch_scales: bool = field(default=False, metadata={"id": 19})
+    """Learned scales per channel on the output of each attention and MLP."""
+    tied_embeddings: bool = field(default=True, metadata={"id": 20})
+    """Use the token embedding as output head."""
+    embed_init_std: float = field(default=0.005, metadata={"id": 21})
+    """Standard deviation of the initial embedding (and of an untied head)."""
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_positions()
+        for name in ("softcap", "qk_gain_init", "embed_init_std"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(0 <= self.leaky_slope < 1, "leaky_slope", self.leaky_slope, "from 0 to below 1")
+        if self.smear_document_mask and not self.smear_gate:
+            raise InvalidArgumentError("smear_document_mask=True needs smear_gate=True")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def num_skips(self) -> int:
+        """Blocks of the second half that receive an output of the first."""
+        return self.num_layers // 2 if self.unet_skips else 0
+
+    @property
+    def stretched_rope_base(self) -> float:
+        """Base of the rotary frequencies at ``seq_len``.
+
+        Notes
+        -----
+        It depends on the configured length alone, so that a shorter window in scoring meets the
+        same function of its tokens (NTK-aware rescaling: ``base * ratio ** (d / (d - 2))``).
+        """
+        if not 0 < self.rope_train_length < self.seq_len:
+            return self.rope_base
+        ratio = self.seq_len / self.rope_train_length
+        return self.rope_base * float(ratio ** (self.rope_dims / (self.rope_dims - 2)))
+
+    def to_fields(self) -> dict[int, int | float | bool]:
+        """Numbered fields, ids rising; fields that hold their default are left out."""
+        items = {f.metadata["id"]: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.metadata["id"]: f.default for f in fields(self)}
+        return {key: items[key] for key in sorted(items) if items[key] != defaults[key]}
+
+    @classmethod
+    def from_fields(cls, values: Mapping[int, object]) -> ModelConfig:
+        """The config that :meth:`to_fields` described.
+
+        Raises
+        ------
+        UnsupportedError
+            An id that this version does not know.
+        CorruptStreamError
+            A required field is missing, or a value has a wrong type or range.
+        """
+        known = {f.metadata["id"]: f for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UnsupportedError(
+                    f"model config: unknown field id {key}, this version knows 1 to {max(known)}"
+                )
+        for key, item in known.items():
+            if item.default is MISSING and key not in values:
+                raise CorruptStreamError(f"model config: field {item.name} (id {key}) is missing")
+        named: dict[str, Any] = {}
+        for key, value in values.items():
+            name, kind = known[key].name, _FIELD_TYPES[str(known[key].type)]
+            if type(value) is not kind:
+                raise CorruptStreamError(
+                    f"model config: field {name} (id {key}) holds {value!r}, expected a "
+                    f"{kind.__name__}"
+                )
+            named[name] = value
+        try:
+            return cls(**named)
+        except InvalidArgumentError as error:
+            raise CorruptStreamError(f"model config: {error}") from error
+
+    def _check_sizes(self) -> None:
+        for name in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.seq_len >= 1, "seq_len", self.seq_len, "at least 1")
+        _require(1 <= self.vocab_size <= 65536, "vocab_size", self.vocab_size, "1 to 65536")
+        if self.model_dim % self.num_heads:
+            raise InvalidArgumentError(
+                f"model_dim={self.model_dim} is not a multiple of num_heads={self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise InvalidArgumentError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+
+    def _check_positions(self) -> None:
+        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:
+            raise InvalidArgumentError(
+                f"rope_dims={self.rope_dims}, expected an even number from 0 to the head width "
+                f"{self.head_dim}"
+            )
+        _require(self.rope_base > 1, "rope_base", self.rope_base, "above 1")
+        _require(self.rope_train_length >= 0, "rope_train_length", self.rope_train_length, ">= 0")
+        if self.rope_train_length and self.rope_dims < 4:
+            raise InvalidArgumentError(
+                f"rope_train_length={self.rope_train_length} needs rope_dims of at least 4, got "
+                f"{self.rope_dims}"
+            )
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InvalidArgumentError(f"{name}={value!r}, expected {expected}")

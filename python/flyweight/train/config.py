@@ -1,0 +1,125 @@
+"""How a model is trained: everything but its architecture, its data and its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flyweight.errors import InvalidArgumentError
+
+__all__ = ["OptimConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Muon for the matrices of the blocks, AdamW for embeddings and for vectors and scalars.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of range.
+    """
+
+    matrix_lr: float = 0.025
+    """Muon's learning rate at full scale."""
+    matrix_weight_decay: float = 0.04
+    """Decoupled decay: each step multiplies the matrices by ``1 - lr * decay``."""
+    momentum: float = 0.99
+    """Muon's momentum after its warm-up."""
+    momentum_start: float = 0.92
+    """Muon's momentum at step 0; it rises linearly."""
+    momentum_warmup_steps: int = 1500
+    """Steps until the momentum has its final value; 0 starts there."""
+    embedding_lr: float = 0.035
+    """AdamW's learning rate for the token embedding and an untied head."""
+    embedding_weight_decay: float = 0.04
+    """Decoupled decay of the embeddings."""
+    scalar_lr: float = 0.025
+    """AdamW's learning rate for gains, gates, scales and mixes."""
+    scalar_weight_decay: float = 0.04
+    """Decoupled decay of gains, gates, scales and mixes."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW's term against division by zero."""
+
+    def __post_init__(self) -> None:
+        for name in ("matrix_lr", "embedding_lr", "scalar_lr", "eps"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("momentum", "momentum_start", "beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "from 0 to below 1")
+        for name in (
+            *("matrix_weight_decay", "embedding_weight_decay", "scalar_weight_decay"),
+            "momentum_warmup_steps",
+        ):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Batches, budget, schedule and bookkeeping of a training run.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of range, two values contradict each other, or there is no budget.
+
+    Notes
+    -----
+    With a step budget alone the result is a function of configs, data and seed; with a wall-clock
+    budget it depends on the machine. With both, the limit reached first ends the run, and the
+    schedule follows the one that is nearer.
+    """
+
+    batch_sequences: int
+    """Sequences of ``seq_len`` tokens per optimizer step."""
+    accumulation_steps: int = 1
+    """Forward and backward passes per optimizer step, each with an equal share of the batch."""
+    shuffle: bool = False
+    """Draw sequences in an order shuffled anew each epoch, not in the order of the shards."""
+    max_steps: int = 0
+    """Budget in optimizer steps; 0 is no limit."""
+    max_seconds: float = 0.0
+    """Budget in seconds of training, compilation excluded; 0 is no limit."""
+    warmup_steps: int = 0
+    """Steps until the learning rates are at full scale."""
+    warmdown_fraction: float = 0.5
+    """Last share of the budget over which the learning rates fall linearly to 0."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; ``inf`` leaves it alone."""
+    ema_decay: float = 0.997
+    """Decay per step of the averaged weights, which are what is exported; 0 exports the last."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``; CUDA computes in bfloat16, the CPU in float32."""
+    compile: bool = False
+    """Compile forward and backward with torch.compile before the clock starts."""
+    log_steps: int = 10
+    """Steps between lines of the log."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, the most that a kill can lose; ``inf`` writes the last only."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizers."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_sequences", "accumulation_steps", "log_steps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_steps", "max_seconds", "warmup_steps", "checkpoint_seconds"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("warmdown_fraction", "ema_decay"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
+        _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
+        if not (self.max_steps or self.max_seconds):
+            raise InvalidArgumentError("no budget: set max_steps or max_seconds")
+        if self.batch_sequences % self.accumulation_steps:
+            raise InvalidArgumentError(
+                f"batch_sequences={self.batch_sequences} is not a multiple of "
+                f"accumulation_steps={self.accumulation_steps}"
+            )
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InvalidArgumentError(f"{name}={value!r}, expected {expected}")

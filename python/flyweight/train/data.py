@@ -1,0 +1,115 @@
+"""Training batches: which tokens they hold is a function of the step alone."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.data.shards import list_shards, read_shard
+from flyweight.errors import DataError
+
+__all__ = ["TokenStream"]
+
+
+class TokenStream:
+    """The shards of one folder as an endless ring of tokens.
+
+    Parameters
+    ----------
+    folder : holds ``fineweb_train_*.bin``
+    batch_sequences : rows of a batch
+    seq_len : tokens a row predicts; it holds one more
+    vocab_size : every id must be below it
+    shuffle_seed : None takes the rows in the order of the shards, seamlessly round the ring. A
+        number cuts each epoch into rows at a random offset and shuffles them.
+
+    Raises
+    ------
+    DataError
+        No shards, or fewer tokens than one row needs.
+
+    Notes
+    -----
+    Rows overlap by one token, so that every token is a target. Documents are not kept apart.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        batch_sequences: int,
+        seq_len: int,
+        vocab_size: int,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self._paths = list_shards(folder, "train")
+        self._shards = [read_shard(path) for path in self._paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._batch_sequences = batch_sequences
+        self._seq_len = seq_len
+        self._vocab_size = vocab_size
+        self._shuffle_seed = shuffle_seed
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+        if self.num_tokens <= seq_len:
+            raise DataError(
+                f"{folder}: {self.num_tokens} training tokens, expected more than seq_len={seq_len}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all shards together."""
+        return int(self._ends[-1])
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Token ids of the batch of a step, counted from 0.
+
+        Returns
+        -------
+        (batch_sequences, seq_len + 1) int64; inputs are all columns but the last, targets all but
+        the first
+
+        Raises
+        ------
+        DataError
+            A token is not in the vocabulary.
+        """
+        first = step * self._batch_sequences
+        rows = [self._row(first + i) for i in range(self._batch_sequences)]
+        return np.stack([self._read(start, self._seq_len + 1) for start in rows])
+
+    def _row(self, index: int) -> int:
+        """Ring position of the first token of a row."""
+        if self._shuffle_seed is None:
+            return index * self._seq_len
+        epoch, place = divmod(index, self.num_tokens // self._seq_len)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, self._shuffled_rows(epoch, self._shuffle_seed)
+        return int(self._epoch[1][place])
+
+    def _shuffled_rows(self, epoch: int, seed: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([seed, epoch])
+        rows = rng.permutation(self.num_tokens // self._seq_len)
+        return np.asarray(rng.integers(self.num_tokens) + rows * self._seq_len, dtype=np.int64)
+
+    def _read(self, start: int, count: int) -> NDArray[np.int64]:
+        parts = []
+        while count:
+            start %= self.num_tokens
+            shard = int(np.searchsorted(self._ends, start, side="right"))
+            begin = start - (int(self._ends[shard]) - len(self._shards[shard]))
+            part = self._shards[shard][begin : begin + count]
+            self._check(part, shard, begin)
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts).astype(np.int64)
+
+    def _check(self, part: NDArray[np.uint16], shard: int, begin: int) -> None:
+        if part.max() >= self._vocab_size:
+            place = int(np.argmax(part >= self._vocab_size))
+            raise DataError(
+                f"{self._paths[shard]}: token {begin + place} is {part[place]}, the model's "
+                f"vocabulary ends at {self._vocab_size - 1}; were the shards made with another "
+                "tokenizer?"
+            )

@@ -1,0 +1,140 @@
+"""What a run shows of itself: lines of JSON, a progress bar, and an error when it diverges."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+from tqdm import tqdm
+
+from flyweight.errors import DataError
+from flyweight.interop import atomic_write
+
+__all__ = ["Monitor", "StepRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step."""
+
+    step: int
+    """Steps done, this one included."""
+    metrics: Tensor
+    """(2,) float32 on the training device: mean loss in nats, norm of the gradient."""
+    lr: float
+    """Muon's learning rate."""
+    tokens: int
+    """Tokens trained on so far."""
+    seconds: float
+    """Training clock when the step was handed to the device."""
+    spent: float
+    """Share of the budget that is gone."""
+
+
+class Monitor:
+    """Keeps the last step until it is looked at, which waits for the device to finish it.
+
+    Parameters
+    ----------
+    path : the log, one JSON object a line; lines after ``start_step`` are from a life that ended
+        before its next checkpoint, and are dropped
+    start_step, start_loss : steps already done, and the loss of the last of them
+    log_steps : steps between lines
+    progress : show a bar on stderr
+
+    Attributes
+    ----------
+    loss : of the last step looked at, nats per token
+    last_checkpoint : what the error about divergence says of it
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        start_step: int,
+        start_loss: float,
+        log_steps: int,
+        progress: bool,
+    ) -> None:
+        self.loss = start_loss
+        self.last_checkpoint = "no checkpoint was written yet"
+        self._path = Path(path)
+        self._log_steps = log_steps
+        self._pending: StepRecord | None = None
+        self._bar = tqdm(
+            total=1.0,
+            desc="train",
+            file=sys.stderr,
+            disable=not progress,
+            mininterval=0.5,
+            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]",
+        )
+        atomic_write(self._path, "".join(_lines_until(self._path, start_step)).encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def record(self, record: StepRecord) -> None:
+        """Take note of a step, which is looked at later."""
+        self._pending = record
+
+    def look(self) -> None:
+        """Wait for the recorded step, check it and report it, once.
+
+        Raises
+        ------
+        DataError
+            Loss or gradient are not finite; the message names step and last checkpoint.
+        """
+        record, self._pending = self._pending, None
+        if record is None:
+            return
+        self.loss, grad_norm = record.metrics.tolist()
+        if not (math.isfinite(self.loss) and math.isfinite(grad_norm)):
+            raise DataError(
+                f"training diverged at step {record.step}: loss {self.loss}, gradient norm "
+                f"{grad_norm}; {self.last_checkpoint}; lower the learning rates"
+            )
+        if record.step % self._log_steps == 0 or record.step == 1:
+            self._write(record, grad_norm)
+        speed = record.tokens / record.seconds if record.seconds else 0.0
+        self._bar.set_postfix_str(
+            f"step {record.step} loss {self.loss:.3f} {speed:,.0f} tokens/s", refresh=False
+        )
+        self._bar.update(min(record.spent, 1.0) - self._bar.n)
+
+    def _write(self, record: StepRecord, grad_norm: float) -> None:
+        line: dict[str, Any] = {
+            "step": record.step,
+            "loss": self.loss,
+            "grad_norm": grad_norm,
+            "lr": record.lr,
+            "tokens": record.tokens,
+            "seconds": round(record.seconds, 3),
+        }
+        with self._path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Whole lines of an earlier log up to a step; a kill can cut the last one short."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

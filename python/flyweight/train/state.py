@@ -1,0 +1,119 @@
+"""All that a training run needs to go on after it was stopped, in one safetensors file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flyweight.errors import DataError
+from flyweight.interop import read_safetensors, write_safetensors
+from flyweight.model.checkpoint import load_weights
+from flyweight.model.config import ModelConfig
+from flyweight.model.transformer import Transformer
+from flyweight.train.config import OptimConfig
+from flyweight.train.optim import build_optimizers
+from flyweight.typing import AnyArray
+
+__all__ = ["TrainState", "load_state", "new_state", "save_state"]
+
+_MODEL, _EMA, _OPTIMIZER, _COUNTERS = "model.", "ema.", "optimizer.", "counters"
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """What changes while a model is trained.
+
+    Notes
+    -----
+    There is no random state: after the initial weights nothing is drawn, and the order of the data
+    is a function of seed and step.
+    """
+
+    model: Transformer
+    """The weights being trained, float32."""
+    optimizers: tuple[Optimizer, ...]
+    """Muon and AdamW over them."""
+    ema: dict[str, Tensor]
+    """Averaged weights by parameter name, float32."""
+    step: int = 0
+    """Optimizer steps done."""
+    seconds: float = 0.0
+    """Training clock."""
+    loss: float = float("nan")
+    """Loss of the last step that was looked at, nats per token."""
+
+
+def new_state(
+    model_config: ModelConfig, optim: OptimConfig, *, device: torch.device, seed: int
+) -> TrainState:
+    """The start of a run; initial weights are drawn on the CPU, so the device does not matter."""
+    model = Transformer(model_config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    model.to(device)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return TrainState(model=model, optimizers=build_optimizers(model, optim), ema=ema)
+
+
+def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
+    """Write the state, atomically.
+
+    Parameters
+    ----------
+    settings : describes the run; :func:`load_state` refuses a state of another run
+    """
+    tensors: dict[str, Tensor] = {_MODEL + n: p for n, p in state.model.named_parameters()}
+    tensors |= {_EMA + name: average for name, average in state.ema.items()}
+    for optimizer in state.optimizers:
+        for name, parameter in _named(state.model, optimizer):
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{_OPTIMIZER}{name}.{key}"] = value
+    arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
+    arrays[_COUNTERS] = np.array([state.step, state.seconds, state.loss], dtype=np.float64)
+    write_safetensors(path, arrays, metadata={"settings": settings})
+
+
+@torch.no_grad()
+def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
+    """Replace a new state by the one that :func:`save_state` wrote.
+
+    Raises
+    ------
+    DataError
+        The file is damaged or belongs to a run with other settings.
+    """
+    arrays, metadata = read_safetensors(path)
+    if metadata.get("settings") != settings:
+        raise DataError(
+            f"{path}: belongs to a run with another model, training config, seed or data; "
+            "use another folder, or delete this file to start again"
+        )
+    load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
+    for name, average in state.ema.items():
+        average.copy_(torch.tensor(arrays[_EMA + name]))
+    for optimizer in state.optimizers:
+        saved = optimizer.state_dict()
+        for index, (name, _) in enumerate(_named(state.model, optimizer)):
+            entries = _under(arrays, f"{_OPTIMIZER}{name}.")
+            if entries:
+                saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
+        optimizer.load_state_dict(saved)
+    step, state.seconds, state.loss = (float(x) for x in arrays[_COUNTERS])
+    state.step = int(step)
+
+
+def _named(model: Transformer, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of an optimizer in its own order, with their names in the model."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], parameter
+
+
+def _under(arrays: Mapping[str, AnyArray], prefix: str) -> dict[str, AnyArray]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

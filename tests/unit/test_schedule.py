@@ -1,0 +1,76 @@
+"""The schedule: budgets by steps and by the clock, rise and fall of the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flyweight.errors import InvalidArgumentError
+from flyweight.train.config import OptimConfig, TrainConfig
+from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "max_steps", "max_seconds", "expected"),
+    [
+        (25, 999.0, 100, 0.0, 0.25),
+        (25, 30.0, 0, 120.0, 0.25),
+        (25, 90.0, 100, 100.0, 0.9),
+        (95, 90.0, 100, 100.0, 0.95),
+        (100, 0.0, 100, 0.0, 1.0),
+        (7, 7.0, 0, 0.0, 0.0),
+    ],
+)
+def test_nearer_limit_counts(
+    step: int, seconds: float, max_steps: int, max_seconds: float, expected: float
+) -> None:
+    spent = budget_spent(step, seconds, max_steps=max_steps, max_seconds=max_seconds)
+    assert spent == pytest.approx(expected)
+
+
+def test_learning_rate_rises_by_steps_and_falls_by_budget() -> None:
+    def scale(step: int, spent: float) -> float:
+        return learning_rate_scale(step, spent, warmup_steps=10, warmdown_fraction=0.4)
+
+    assert [scale(step, 0.0) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert [scale(99, s) for s in (0.5, 0.6, 0.8, 1.0, 1.2)] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert scale(0, 0.99) == pytest.approx(0.025)  # the smaller of rise and fall
+
+
+def test_learning_rate_without_rise_and_fall_is_constant() -> None:
+    for spent in (0.0, 0.5, 0.999):
+        assert learning_rate_scale(0, spent, warmup_steps=0, warmdown_fraction=0.0) == 1.0
+
+
+def test_linear_ramp() -> None:
+    values = [linear_ramp(s, steps=4, start=0.8, end=1.0) for s in (0, 1, 4, 100)]
+    assert values == pytest.approx([0.8, 0.85, 1.0, 1.0])
+    assert linear_ramp(0, steps=0, start=0.8, end=1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_steps": 0}, "no budget"),
+        ({"batch_sequences": 0}, "batch_sequences=0"),
+        ({"accumulation_steps": 3}, "not a multiple of accumulation_steps=3"),
+        ({"warmdown_fraction": 1.5}, "warmdown_fraction=1.5"),
+        ({"ema_decay": -0.1}, "ema_decay=-0.1"),
+        ({"grad_clip": 0.0}, "grad_clip=0.0"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"max_seconds": -1.0}, "max_seconds=-1.0"),
+    ],
+)
+def test_impossible_training_is_refused(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"batch_sequences": 4, "max_steps": 10, **change}
+    with pytest.raises(InvalidArgumentError, match=message):
+        TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("matrix_lr", 0.0), ("beta2", 1.0), ("scalar_weight_decay", -1.0)]
+)
+def test_impossible_optimizers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{name}={value}"):
+        OptimConfig(**{name: value})

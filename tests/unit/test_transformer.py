@@ -1,0 +1,290 @@
+"""The transformer against a plain transcription of its formulas in NumPy float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+from flyweight.model.config import BOS_TOKEN, ModelConfig
+
+torch = pytest.importorskip("torch")
+
+from flyweight.model.parameters import parameter_counts  # noqa: E402
+from flyweight.model.transformer import Transformer  # noqa: E402
+
+PLAIN: dict[str, Any] = {
+    "vocab_size": 23,
+    "num_layers": 3,
+    "model_dim": 24,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "mlp_hidden": 40,
+    "seq_len": 12,
+    "rope_dims": 4,
+}
+FULL: dict[str, Any] = {
+    **PLAIN,
+    "num_layers": 5,
+    "rope_train_length": 8,
+    "leaky_slope": 0.5,
+    "smear_gate": True,
+    "smear_document_mask": True,
+    "unet_skips": True,
+    "resid_mix": True,
+    "ln_scale": True,
+    "branch_scales": True,
+    "embed_init_std": 0.1,
+}
+
+
+def build(values: dict[str, Any], *, seed: int = 0) -> Transformer:
+    """A model whose every parameter is random, so that no term of a formula drops out."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(ModelConfig(**values))
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tokens(shape: tuple[int, ...], *, seed: int = 1) -> Any:
+    ids = torch.randint(2, 23, shape, generator=torch.Generator().manual_seed(seed))
+    ids[..., 5] = BOS_TOKEN
+    return ids
+
+
+def transcription(model: Transformer, ids: np.ndarray) -> np.ndarray:
+    """Logits (T, V) of one sequence, loops and float64, straight from the formulas."""
+    c = model.config
+    w = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+
+    def norm(x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 2.0**-23)
+
+    def turn(head: np.ndarray) -> np.ndarray:
+        out, half = head.copy(), c.rope_dims // 2
+        for t in range(len(head)):
+            for i in range(half):
+                base = 10000.0
+                if c.rope_train_length:
+                    base *= (c.seq_len / c.rope_train_length) ** (c.rope_dims / (c.rope_dims - 2))
+                angle = t * base ** (-2 * i / c.rope_dims)
+                p, r = head[t, i], head[t, i + half]
+                out[t, i] = p * np.cos(angle) + r * np.sin(angle)
+                out[t, i + half] = -p * np.sin(angle) + r * np.cos(angle)
+        return out
+
+    def attention(n: np.ndarray, at: str) -> np.ndarray:
+        k, group, out = c.head_dim, c.num_heads // c.num_kv_heads, []
+        queries, keys, values = (n @ w[f"{at}.c_{x}.weight"].T for x in "qkv")
+        for h in range(c.num_heads):
+            g = h // group
+            q = turn(norm(queries[:, h * k : h * k + k])) * w[f"{at}.q_gain"][h]
+            scores = q @ turn(norm(keys[:, g * k : g * k + k])).T / np.sqrt(k)
+            scores[np.triu_indices(len(n), 1)] = -np.inf
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out.append(p / p.sum(-1, keepdims=True) @ values[:, g * k : g * k + k])
+        return np.concatenate(out, -1) @ w[f"{at}.proj.weight"].T
+
+    def mlp(n: np.ndarray, at: str) -> np.ndarray:
+        z = n @ w[f"{at}.fc.weight"].T
+        return np.where(z > 0, z, c.leaky_slope * z) ** 2 @ w[f"{at}.proj.weight"].T
+
+    x = norm(w["tok_emb.weight"][ids])
+    if c.smear_gate:
+        g = 1 / (1 + np.exp(-w["smear.gate"]))
+        before = np.concatenate((np.zeros_like(x[:1]), x[:-1]))
+        if c.smear_document_mask:
+            before[ids == BOS_TOKEN] = 0
+        x = (1 - g) * x + g * before
+    x0, skips, half = x, [], c.num_layers // 2
+    for layer in range(c.num_layers):
+        at = f"blocks.{layer}"
+        if c.unet_skips and layer >= half and skips:
+            x = x + w["skip_weights"][layer - half] * skips.pop()
+        scale = 1 / np.sqrt(layer + 1) if c.ln_scale else 1
+        mix = w.get(f"{at}.resid_mix", np.array([[1.0], [0.0]]))
+        u = mix[0] * x + mix[1] * x0
+        v = u + w.get(f"{at}.attn_scale", 1.0) * attention(scale * norm(u), f"{at}.attn")
+        x = v + w.get(f"{at}.mlp_scale", 1.0) * mlp(scale * norm(v), f"{at}.mlp")
+        if c.unet_skips and layer < half:
+            skips.append(x)
+    head = w["tok_emb.weight" if c.tied_embeddings else "lm_head.weight"]
+    logits = norm(x) @ head.T
+    return c.softcap * np.tanh(logits / c.softcap) if c.softcap else logits
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        PLAIN,
+        FULL,
+        {**PLAIN, "num_kv_heads": 4, "softcap": 0.0, "tied_embeddings": False},
+        {**PLAIN, "rope_dims": 0, "smear_gate": True},
+        {**FULL, "num_layers": 4, "softcap": 3.0, "smear_document_mask": False},
+    ],
+)
+def test_logits_match_the_transcription(values: dict[str, Any]) -> None:
+    model, ids = build(values), tokens((2, 12))
+    logits = model(ids).detach()
+    assert logits.dtype == torch.float32
+    for row in range(2):
+        expected = transcription(model, ids[row].numpy())
+        np.testing.assert_allclose(logits[row].numpy(), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_loss_is_the_mean_cross_entropy_in_nats() -> None:
+    model, ids = build(FULL), tokens((1, 13))
+    logits = transcription(model, ids[0, :-1].numpy())
+    log_z = np.log(np.exp(logits).sum(-1))
+    expected = (log_z - logits[np.arange(12), ids[0, 1:].numpy()]).mean()
+    assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("position", [1, 5, 6, 11])
+def test_later_tokens_never_change_earlier_logits(position: int) -> None:
+    model = build(FULL)
+    first = tokens((2, 12))
+    second = first.clone()
+    second[:, position:] = (second[:, position:] + 3) % 23
+    with torch.inference_mode():
+        before, after = model(first)[:, :position], model(second)[:, :position]
+    assert torch.equal(before, after)
+
+
+def test_document_mask_hides_the_token_before_a_document() -> None:
+    model = build({**FULL, "num_layers": 1, "unet_skips": False})
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight.zero_()  # leaves the gate as the only way between tokens
+    first = tokens((1, 12))
+    second = first.clone()
+    second[0, 4] = (second[0, 4] + 1) % 23
+    changed = (model(first) != model(second)).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [4]
+
+
+def test_untrained_model_is_nearly_uniform_and_reproducible() -> None:
+    config = ModelConfig(**{**FULL, "embed_init_std": 0.005})
+    models = [Transformer(config) for _ in range(2)]
+    for model in models:
+        model.init_weights(torch.Generator().manual_seed(3))
+    ids = tokens((4, 13))
+    assert models[0].loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(np.log(23), abs=0.05)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_whole_loss_compiles_into_one_graph_and_follows_autocast() -> None:
+    model, ids = build(FULL), tokens((2, 13))
+    dtypes = set()
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        eager = model.loss(ids[:, :-1], ids[:, 1:])
+    assert dtypes == {torch.bfloat16}
+    assert eager.dtype == torch.float32
+    compiled = torch.compile(build(FULL).loss, backend="eager", fullgraph=True, dynamic=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(ids[:, :-1], ids[:, 1:]), eager)
+
+
+def test_parameter_count_formula() -> None:
+    # The trunk of PR #585: its table without the bigram hash and the value embeddings.
+    config = ModelConfig(
+        vocab_size=1024,
+        num_layers=11,
+        model_dim=512,
+        num_heads=8,
+        num_kv_heads=8,
+        mlp_hidden=1792,
+        seq_len=2048,
+        rope_train_length=1024,
+        smear_gate=True,
+        unet_skips=True,
+        resid_mix=True,
+        ln_scale=True,
+        branch_scales=True,
+    )
+    counts = parameter_counts(config)
+    assert counts["tok_emb.weight"] == 524_288
+    assert counts["smear.gate"] == 512
+    assert counts["skip_weights"] == 2_560
+    assert sum(counts.values()) == 524_288 + 512 + 2_560 + 11 * (2_883_584 + 2_056)
+    assert config.stretched_rope_base == pytest.approx(22_081.8, abs=0.1)
+
+
+def test_features_that_are_off_have_no_parameters() -> None:
+    names = set(parameter_counts(ModelConfig(**PLAIN)))
+    linears = {f"blocks.attn.{n}.weight" for n in ("c_q", "c_k", "c_v", "proj")}
+    linears |= {"blocks.mlp.fc.weight", "blocks.mlp.proj.weight"}
+    assert names == linears | {"tok_emb.weight", "blocks.attn.q_gain"}
+
+
+@pytest.mark.parametrize("values", [PLAIN, FULL])
+def test_fields_round_trip(values: dict[str, Any]) -> None:
+    config = ModelConfig(**values)
+    stored = config.to_fields()
+    assert list(stored) == sorted(stored)
+    assert ModelConfig.from_fields(stored) == config
+
+
+def test_field_ids_and_defaults_are_frozen() -> None:
+    known = {f.metadata["id"]: (f.name, f.default) for f in dataclasses.fields(ModelConfig)}
+    assert list(known) == list(range(1, 22))
+    assert [known[i][0] for i in range(1, 8)] == [
+        *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"),
+        "seq_len",
+    ]
+    assert [known[i] for i in range(8, 22)] == [
+        *(("rope_dims", 16), ("rope_base", 10000.0), ("rope_train_length", 0)),
+        *(("qk_gain_init", 1.5), ("softcap", 30.0), ("leaky_slope", 0.0), ("smear_gate", False)),
+        *(("smear_document_mask", False), ("unet_skips", False), ("resid_mix", False)),
+        *(("ln_scale", False), ("branch_scales", False), ("tied_embeddings", True)),
+        ("embed_init_std", 0.005),
+    ]
+
+
+def test_stored_fields_are_checked() -> None:
+    stored = ModelConfig(**PLAIN).to_fields()
+    with pytest.raises(UnsupportedError, match="unknown field id 99"):
+        ModelConfig.from_fields({**stored, 99: 1})
+    with pytest.raises(CorruptStreamError, match="field mlp_hidden"):
+        ModelConfig.from_fields({k: v for k, v in stored.items() if k != 6})
+    with pytest.raises(CorruptStreamError, match="field softcap"):
+        ModelConfig.from_fields({**stored, 12: 30})
+    with pytest.raises(CorruptStreamError, match="num_layers=0"):
+        ModelConfig.from_fields({**stored, 2: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"model_dim": 25}, "not a multiple of num_heads=4"),
+        ({"num_kv_heads": 3}, "not a multiple of num_kv_heads=3"),
+        ({"vocab_size": 70_000}, "vocab_size=70000"),
+        ({"rope_dims": 5}, "rope_dims=5"),
+        ({"rope_dims": 8}, "head width 6"),
+        ({"rope_dims": 2, "rope_train_length": 8}, "rope_dims of at least 4"),
+        ({"rope_train_length": -1}, "rope_train_length=-1"),
+        ({"rope_base": 1.0}, "rope_base=1.0"),
+        ({"leaky_slope": 1.0}, "leaky_slope=1.0"),
+        ({"softcap": -1.0}, "softcap=-1.0"),
+        ({"smear_document_mask": True}, "needs smear_gate"),
+    ],
+)
+def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        ModelConfig(**{**PLAIN, **change})
+
+
+def test_configs_need_no_torch() -> None:
+    code = "import sys, flyweight.model.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
