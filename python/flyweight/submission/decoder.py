@@ -340,4 +340,5 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
                 unread = starts[row + 1] - 1 - (at[row] - rank[row, -1] + rank[row, rest - 1])
                 if (final != 1 << 16).any() or unread.any():
                     raise FlyError("an ANS stream is damaged: it does not end where it should")
-    return [out[: steps[row], row].reshape(-1)[: counts[row]] for row in range(len(jobs))]
+    rows = [out[: steps[row], row].ravel()[: counts[row]] for row in range(len(jobs))]
+    return [np.ascontiguousarray(row) for row in rows]
