@@ -1,0 +1,201 @@
+"""``submission.json``: what a submission claims, from the values that its run measured.
+
+References
+----------
+Field names are those in use in the records of openai/parameter-golf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flyweight.errors import DataError
+from flyweight.submission.budget import CAP_BYTES, ByteBudget
+
+__all__ = ["MEASURED", "Record", "make_record", "manifest_values"]
+
+CLOCK_SECONDS = 600.0
+"""What training may take, and again what evaluation may take."""
+MEASURED = (
+    "val_bpb",
+    "val_loss",
+    "pre_quant_val_bpb",
+    "bytes_total",
+    "bytes_code",
+    "bytes_model",
+    "artifact_sha256",
+    "weights_sha256",
+    "seed_results",
+    "scores",
+)
+"""Fields that log and ``submission.json`` must have in common, to the last digit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The fields of ``submission.json``."""
+
+    name: str
+    """Of the recipe."""
+    author: str
+    """Who submits; empty until someone does."""
+    github_id: str
+    """Their account; empty until someone submits."""
+    date: str
+    """ISO day on which the scores were made."""
+    track: str
+    """Folder below ``records/``."""
+    blurb: str
+    """What it is."""
+    val_bpb: float
+    """Bits per byte under the headline protocol."""
+    val_loss: float
+    """Nats per token under the headline protocol."""
+    val_protocol: str
+    """The headline protocol."""
+    pre_quant_val_bpb: float
+    """Bits per byte of the float model, plain blocks."""
+    bytes_total: int
+    """Code and model."""
+    bytes_code: int
+    """Of ``train_gpt.py``."""
+    bytes_model: int
+    """Of ``model.fly``."""
+    artifact_sha256: str
+    """Of ``model.fly``."""
+    weights_sha256: str
+    """Of the weights it decodes to; see `flyweight.submission.digest`."""
+    tokenizer_sha256: str
+    """Of the SentencePiece model that made the shards."""
+    hardware: str
+    """What the run used."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    pytorch_version: str
+    """Of the run."""
+    seeds: list[int]
+    """Every seed that was run."""
+    seed_results: dict[str, dict[str, float]]
+    """Seed to its measured values."""
+    scores: dict[str, dict[str, float]]
+    """Score name (``float``, ``quantized``, ``sliding``, ``ttt``) to bpb, its numerator (bits) and
+    denominator (bytes), nats, targets and seconds."""
+    compliance: dict[str, bool]
+    """Rules of the challenge that can be decided from measured values."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``submission.json`` holds."""
+        return asdict(self)
+
+    def measured(self) -> dict[str, Any]:
+        """The `MEASURED` fields, for the log."""
+        return {name: getattr(self, name) for name in MEASURED}
+
+
+def make_record(
+    manifest: Mapping[str, Any],
+    budget: ByteBudget,
+    *,
+    artifact_sha256: str,
+    track: str,
+    author: str,
+    github_id: str,
+) -> Record:
+    """The record of one run.
+
+    Parameters
+    ----------
+    manifest : of the run, with the stages train, hessian, code and score
+    budget : measured sizes
+    artifact_sha256 : of the file that is shipped
+
+    Raises
+    ------
+    DataError
+        The manifest lacks a value.
+    """
+    with manifest_values():
+        return _make_record(manifest, budget, artifact_sha256, track, author, github_id)
+
+
+@contextmanager
+def manifest_values() -> Iterator[None]:
+    """Turns a value that a manifest lacks into a `DataError` that names it."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(
+            f"run manifest: {error} is missing; run all stages before the bundle"
+        ) from error
+
+
+def _make_record(
+    manifest: Mapping[str, Any],
+    budget: ByteBudget,
+    artifact_sha256: str,
+    track: str,
+    author: str,
+    github_id: str,
+) -> Record:
+    stages, recipe = manifest["stages"], manifest["recipe"]
+    train = stages["train"]["facts"]
+    scores = {
+        name: {key: result[key] for key in ("bpb", "bits", "bytes", "nats", "targets", "seconds")}
+        for name, result in stages["score"]["facts"]["results"].items()
+    }
+    headline = "ttt" if "ttt" in scores else "sliding"
+    best = scores[headline]
+    loss = best["nats"] / best["targets"]
+    data_seconds = train["seconds"] + stages["hessian"]["seconds"]
+    return Record(
+        name=recipe["name"],
+        author=author,
+        github_id=github_id,
+        date=stages["score"]["finished"][:10],
+        track=track,
+        blurb=recipe["description"],
+        val_bpb=best["bpb"],
+        val_loss=loss,
+        val_protocol="score-first" if headline == "ttt" else headline,
+        pre_quant_val_bpb=scores["float"]["bpb"],
+        bytes_total=budget.total_bytes,
+        bytes_code=budget.code_bytes,
+        bytes_model=budget.model_bytes,
+        artifact_sha256=artifact_sha256,
+        weights_sha256=stages["score"]["facts"]["weights_sha256"],
+        tokenizer_sha256=manifest["data"]["tokenizer_sha256"],
+        hardware=_hardware(manifest["machine"], train["device"]),
+        device=train["device"],
+        pytorch_version=manifest["versions"]["torch"],
+        seeds=[manifest["seed"]],
+        seed_results={
+            str(manifest["seed"]): {
+                "val_bpb": best["bpb"],
+                "val_loss": loss,
+                "artifact_bytes": budget.total_bytes,
+                "steps": train["steps"],
+                "train_seconds": train["seconds"],
+                "train_data_seconds": data_seconds,
+                "eval_seconds": best["seconds"],
+            }
+        },
+        scores=scores,
+        compliance={
+            "artifact_under_16mb": budget.total_bytes <= CAP_BYTES,
+            "train_under_600s": data_seconds <= CLOCK_SECONDS,
+            "eval_under_600s": best["seconds"] <= CLOCK_SECONDS,
+            "full_coverage": best["targets"] == manifest["data"]["val_targets"],
+            "score_first_ttt": headline == "ttt",
+            "three_seeds": False,
+        },
+    )
+
+
+def _hardware(machine: Mapping[str, Any], device: str) -> str:
+    gpus = machine["gpus"]
+    if device == "cuda" and gpus:
+        return f"{len(gpus)} x {gpus[0]}"
+    return f"{machine['cores']} CPU cores, {machine['processor']}"

@@ -1,0 +1,227 @@
+"""The composer of ``train_gpt.py``: modules of flyweight, one after the other, in one file.
+
+The result needs torch, NumPy and the standard library. It is readable source: statements are
+written out by `ast.unparse`, docstrings and comments stay behind in the package. What the entry
+point does not reach is left out.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, fields
+from importlib.resources import files
+
+import flyweight
+from flyweight.errors import InvalidArgumentError
+from flyweight.submission.claim import Claim
+
+__all__ = ["MODULES", "compose", "write_script"]
+
+MODULES = (
+    "flyweight.errors",
+    "flyweight.submission.decoder",
+    "flyweight.submission.digest",
+    "flyweight.data.byte_counts",
+    "flyweight.model.config",
+    "flyweight.model.transformer",
+    "flyweight.evaluate.config",
+    "flyweight.evaluate.bpb",
+    "flyweight.evaluate.window",
+    "flyweight.evaluate.ledger",
+    "flyweight.evaluate.ttt",
+    "flyweight.submission.claim",
+    "flyweight.submission.entry",
+)
+"""What is shipped, in order: each imports only from those before it."""
+
+_SCRIPT = """\
+# Scores model.fly: python train_gpt.py --data FOLDER [--out FILE]. Written by flyweight {version}
+# out of its own modules, whose documentation is in that package. License: Apache-2.0.
+
+{modules}
+
+CLAIM = Claim(
+{values})
+
+if __name__ == "__main__":
+    sys.exit(main(CLAIM, Path(__file__).resolve().parent))
+"""
+
+_Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign | ast.AugAssign
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """One module, taken apart."""
+
+    module: str
+    definitions: list[_Definition]
+    """Statements that bind names, in order."""
+    imports: dict[str, tuple[str, str | None]]
+    """Bound name to module and, for ``from`` imports, the name in it."""
+
+
+def write_script(claim: Claim) -> bytes:
+    """Bytes of a ``train_gpt.py`` that makes this claim."""
+    values = "".join(f"    {f.name}={getattr(claim, f.name)!r},\n" for f in fields(claim))
+    modules = compose({name: _module_text(name) for name in MODULES}, entry="main")
+    return _SCRIPT.format(version=flyweight.__version__, modules=modules, values=values).encode()
+
+
+def compose(sources: dict[str, str], *, entry: str) -> str:
+    """One source text of several modules that import from each other.
+
+    Parameters
+    ----------
+    sources : module name to text; a module may import from the ones before it
+    entry : the function that is needed; what it does not reach is dropped
+
+    Returns
+    -------
+    Imports of other packages, merged, then the definitions, a comment before those of each module
+
+    Raises
+    ------
+    InvalidArgumentError
+        A name is defined twice or imported with two meanings, a module imports from one that is not
+        shipped, or has statements other than imports and definitions.
+
+    Notes
+    -----
+    The text is a function of the sources, of `ast.unparse` and so of the Python version.
+    """
+    known: dict[str, str] = {}
+    parsed = []
+    for module, text in sources.items():
+        source = _take_apart(module, text, known)
+        for name in {name: None for node in source.definitions for name in _bound_names(node)}:
+            if name in known:
+                raise InvalidArgumentError(
+                    f"script: {name} is defined in {known[name]} and in {module}; rename one"
+                )
+            known[name] = module
+        parsed.append(source)
+    imports = _merge_imports(parsed, known)
+    kept = _reachable([node for source in parsed for node in source.definitions], entry)
+    blocks = [_write_imports({k: v for k, v in imports.items() if k in kept})]
+    for source in parsed:
+        chosen = [node for node in source.definitions if kept.intersection(_bound_names(node))]
+        if chosen:
+            texts = [ast.unparse(_without_docstrings(node)) for node in chosen]
+            blocks.append("\n\n".join([f"# --- {source.module} ---", *texts]))
+    return "\n\n".join(blocks)
+
+
+def _module_text(module: str) -> str:
+    *packages, name = module.split(".")
+    return files(".".join(packages)).joinpath(f"{name}.py").read_text(encoding="utf-8")
+
+
+def _take_apart(module: str, text: str, known: dict[str, str]) -> _Source:
+    definitions: list[_Definition] = []
+    imports: dict[str, tuple[str, str | None]] = {}
+    for node in ast.parse(text, filename=module).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flyweight"):
+            _check_shipped(module, node, known)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                imports[alias.asname or alias.name] = (node.module or "", alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                imports[alias.asname or alias.name] = (alias.name, None)
+        elif isinstance(node, _Definition):
+            if "__all__" not in _bound_names(node):
+                _refuse_inner_imports(module, node)
+                definitions.append(node)
+        elif not _is_docstring(node):
+            raise InvalidArgumentError(
+                f"script: {module} line {node.lineno}: only imports and definitions can be shipped"
+            )
+    return _Source(module=module, definitions=definitions, imports=imports)
+
+
+def _check_shipped(module: str, node: ast.ImportFrom, known: dict[str, str]) -> None:
+    for alias in node.names:
+        if known.get(alias.name) != node.module or alias.asname is not None:
+            raise InvalidArgumentError(
+                f"script: {module} imports {alias.name} from {node.module} which is not shipped "
+                "before it under that name"
+            )
+
+
+def _refuse_inner_imports(module: str, node: _Definition) -> None:
+    for inner in ast.walk(node):
+        names = [alias.name for alias in inner.names] if isinstance(inner, ast.Import) else []
+        names += [inner.module or ""] if isinstance(inner, ast.ImportFrom) else []
+        if any(name.startswith("flyweight") for name in names):
+            raise InvalidArgumentError(
+                f"script: {module} imports flyweight inside of a definition, which is not shipped"
+            )
+
+
+def _bound_names(node: _Definition) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    inner = [node for target in targets for node in ast.walk(target)]
+    return [node.id for node in inner if isinstance(node, ast.Name)]
+
+
+def _merge_imports(
+    sources: list[_Source], known: dict[str, str]
+) -> dict[str, tuple[str, str | None]]:
+    merged: dict[str, tuple[str, str | None]] = {}
+    for source in sources:
+        for name, origin in source.imports.items():
+            if merged.setdefault(name, origin) != origin or name in known:
+                raise InvalidArgumentError(
+                    f"script: {source.module} imports {name}, which means something else elsewhere"
+                )
+    return merged
+
+
+def _write_imports(imports: dict[str, tuple[str, str | None]]) -> str:
+    plain = [
+        f"import {module}" + (f" as {name}" if name != module else "")
+        for name, (module, inner) in imports.items()
+        if inner is None
+    ]
+    grouped: dict[str, list[str]] = {}
+    for name, (module, inner) in imports.items():
+        if inner is not None:
+            alias = inner if inner == name else f"{inner} as {name}"
+            grouped.setdefault(module, []).append(alias)
+    future = grouped.pop("__future__", [])
+    lines = [f"from {module} import {', '.join(sorted(grouped[module]))}" for module in grouped]
+    head = [f"from __future__ import {', '.join(future)}"] if future else []
+    return "\n".join([*head, *sorted(plain), *sorted(lines)])
+
+
+def _reachable(definitions: list[_Definition], entry: str) -> set[str]:
+    """Names that a definition uses, directly or through others; and what the script's end uses."""
+    uses: dict[str, set[str]] = {}
+    for node in definitions:
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        for name in _bound_names(node):
+            uses.setdefault(name, set()).update(used)
+    reached = {"annotations", "sys", "Path"}
+    pending = {entry}
+    while pending:
+        reached |= pending
+        pending = set().union(*(uses.get(name, set()) for name in pending)) - reached
+    return reached
+
+
+def _without_docstrings(node: _Definition) -> _Definition:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef | ast.FunctionDef):
+            inner.body = [each for each in inner.body if not _is_docstring(each)] or [ast.Pass()]
+    return node
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -1,0 +1,201 @@
+"""The auditor: an honest folder passes, and each kind of damage fails the check that is for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("torch", reason="scoring is in the extra [train]")
+pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]")
+
+from click.testing import CliRunner
+
+from flyweight.cli.audit import command
+from flyweight.errors import DataError
+from flyweight.format.container import FlyFile
+from flyweight.submission.audit import audit_folder
+from flyweight.submission.digest import weights_sha256
+from submission_samples import SEED, finished_run
+
+CHECKS = ["files", "sizes", "record", "container", "imports", "round trip", "byte accounting"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder, data, _, _ = finished_run(tmp_path_factory.getbasetemp())
+    return folder / "bundle", data
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(made[0], tmp_path / "bundle")
+
+
+def statuses(report):
+    return {item.name: item.status for item in report.items}
+
+
+def evidence(report, name):
+    return next(item.evidence for item in report.items if item.name == name)
+
+
+def edit_record(folder, **changes):
+    path = folder / "submission.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def replace_in_script(folder, old, new):
+    path = folder / "train_gpt.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_an_honest_folder_passes(made):
+    folder, data = made
+    report = audit_folder(folder, data=data.folder)
+    assert report.passed, report.to_markdown()
+    assert statuses(report) == dict.fromkeys(CHECKS, "PASS")
+    assert "difference 0.0e+00" in evidence(report, "round trip")
+    assert f"{data.val.scored_bytes:,} bytes" in evidence(report, "byte accounting")
+    assert "no self-extractor" in evidence(report, "sizes")
+    facts = json.loads(json.dumps(report.to_json()))
+    assert facts["passed"] is True
+    assert [item["name"] for item in facts["items"]] == CHECKS
+    assert report.to_markdown().count("\n") == len(CHECKS) + 1
+
+
+def test_without_data_scores_are_left_open(made):
+    report = audit_folder(made[0])
+    assert report.passed
+    assert statuses(report)["round trip"] == statuses(report)["byte accounting"] == "WARN"
+
+
+def test_a_flipped_byte_names_its_tensor(made, folder):
+    file = FlyFile((folder / "model.fly").read_bytes())
+    name = "blocks.1.mlp.fc.weight"
+    at = file._offsets[name] + file.sections[name].length // 2
+    data = bytearray((folder / "model.fly").read_bytes())
+    data[at] ^= 1
+    (folder / "model.fly").write_bytes(data)
+    report = audit_folder(folder, data=made[1].folder)
+    assert report.failed == ["container", "round trip", "byte accounting"]
+    assert name in evidence(report, "container")
+    assert "damaged" in evidence(report, "round trip")
+
+
+def test_an_edited_score_fails(made, folder):
+    record = json.loads((folder / "submission.json").read_text())
+    edit_record(folder, val_bpb=record["val_bpb"] - 1e-3)
+    log = folder / f"train_seed{SEED}.log"
+    text = log.read_text()
+    report = audit_folder(folder)
+    assert report.failed == ["record"]
+    assert f"{record['val_bpb']} in train_seed{SEED}.log" in evidence(report, "record")
+    log.write_text(text.replace(f'"val_bpb": {record["val_bpb"]!r}, "val_loss"', '"val_bpb": 0'))
+    assert audit_folder(folder).failed == ["record"]
+
+
+def test_a_score_forged_everywhere_fails_the_round_trip(made, folder):
+    record = json.loads((folder / "submission.json").read_text())
+    for path in (folder / "submission.json", folder / f"train_seed{SEED}.log"):
+        path.write_text(path.read_text().replace(repr(record["val_bpb"]), "1.25"))
+    report = audit_folder(folder, data=made[1].folder)
+    assert report.failed == ["round trip"]
+    assert "recorded 1.25" in evidence(report, "round trip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "match"),
+    [
+        ({"bytes_model": 1}, "sizes", "bytes_model is 1, found"),
+        ({"bytes_total": 1}, "sizes", "bytes_total is 1, found"),
+        ({"weights_sha256": "0"}, "container", "weights_sha256 is 0"),
+        ({"artifact_sha256": "0"}, "container", "artifact_sha256 is 0"),
+        ({"val_bpb": "low"}, "record", "val_bpb is low"),
+        ({"seeds": 3}, "files", "field seeds is 3"),
+        ({"seeds": [1]}, "files", "missing: train_seed1.log"),
+        ({"seed_results": {"1": 2}}, "sizes", "artifact_bytes is missing"),
+    ],
+)
+def test_edited_fields_fail_where_they_are_checked(folder, changes, check, match):
+    edit_record(folder, **changes)
+    report = audit_folder(folder)
+    assert check in report.failed
+    assert match in evidence(report, check)
+
+
+def test_over_the_budget(folder):
+    report = audit_folder(folder, budget_bytes=50_000)
+    assert report.failed == ["sizes"]
+    assert "OVER" in evidence(report, "sizes") or "seed" in evidence(report, "sizes")
+
+
+@pytest.mark.parametrize(
+    "name", ["train_gpt.py", "model.fly", "submission.json", "requirements.txt", "README.md"]
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    report = audit_folder(folder)
+    assert "files" in report.failed
+    assert name in evidence(report, "files")
+
+
+def test_surplus_files_are_for_a_person_to_judge(folder):
+    (folder / "helper.py").write_text("x = 1")
+    report = audit_folder(folder)
+    assert report.passed
+    assert "helper.py (5 bytes)" in evidence(report, "files")
+
+
+def test_a_script_that_imports_flyweight(folder):
+    replace_in_script(folder, "import argparse\n", "import argparse\nimport flyweight\n")
+    report = audit_folder(folder)
+    assert "imports" in report.failed
+    replace_in_script(folder, "import flyweight\n", "import sentencepiece\n")
+    assert statuses(audit_folder(folder))["imports"] == "WARN"
+
+
+def test_a_self_extractor_is_seen_without_running_it(folder):
+    (folder / "train_gpt.py").write_text("import zlib\nexec(zlib.decompress(b''))\n")
+    assert "bytes_code is" in evidence(audit_folder(folder), "sizes")
+    size = (folder / "train_gpt.py").stat().st_size
+    total = size + (folder / "model.fly").stat().st_size
+    edit_record(folder, bytes_code=size, bytes_total=total)
+    assert f"wrapped: {size}" in evidence(audit_folder(folder), "sizes")
+
+
+def test_a_wrong_byte_table(made, folder):
+    replace_in_script(folder, "byte_codes='", "byte_codes='!")
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
+    assert "byte table is damaged" in evidence(report, "byte accounting")
+
+
+def test_a_script_that_never_ends_is_stopped(made, folder):
+    (folder / "train_gpt.py").write_text("import time\ntime.sleep(60)\n")
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.3)
+    assert "did not end within" in evidence(report, "round trip")
+
+
+def test_a_folder_that_is_no_submission(tmp_path):
+    with pytest.raises(DataError, match="no submission folder"):
+        audit_folder(tmp_path)
+
+
+def test_digest_in_the_record_is_the_reader_s(made):
+    file = FlyFile((made[0] / "model.fly").read_bytes())
+    record = json.loads((made[0] / "submission.json").read_text())
+    assert record["weights_sha256"] == weights_sha256({name: file[name] for name in file})
+
+
+def test_command_line(folder):
+    good = CliRunner().invoke(command, [str(folder), "--json"])
+    assert good.exit_code == 0
+    assert json.loads(good.stdout)["passed"] is True
+    bad = CliRunner().invoke(command, [str(folder), "--budget", "1000"])
+    assert "| sizes | FAIL |" in bad.stdout
+    assert isinstance(bad.exception, DataError)
+    assert "failed sizes" in str(bad.exception)

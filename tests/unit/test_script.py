@@ -1,0 +1,61 @@
+"""Several modules in one: what is kept, what is dropped, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from flyweight.errors import InvalidArgumentError
+from flyweight.submission.script import compose
+
+BASE = '''"""Docstring."""
+from __future__ import annotations
+import math
+import zlib
+from typing import Any
+__all__ = ["half"]
+LIMITS = {1: "a"}
+LIMITS |= {2: "b"}
+class Thing:
+    """Docstring."""
+def half(x: Any) -> Any:
+    """Docstring."""
+    return math.floor(x / len(LIMITS))
+def unused():
+    return zlib.crc32(b"")
+'''
+USER = """from __future__ import annotations
+from typing import Literal
+from flyweight.base import Thing, half
+def main() -> Literal[3]:
+    return half(6), Thing
+"""
+
+
+def test_only_what_is_reached_is_kept():
+    text = compose({"flyweight.base": BASE, "flyweight.user": USER}, entry="main")
+    scope = {}
+    exec(text, scope)
+    assert scope["main"]() == (3, scope["Thing"])
+    assert "unused" not in text
+    assert "zlib" not in text
+    assert "Docstring" not in text
+    assert "__all__" not in text
+    assert "from typing import Any, Literal" in text
+    assert text.startswith("from __future__ import annotations\nimport math\n")
+
+
+@pytest.mark.parametrize(
+    ("second", "match"),
+    [
+        ("def half(): pass", "half is defined in flyweight.base and in flyweight.user"),
+        ("from cmath import pi as math", "imports math, which means something else"),
+        ("from os import path as half", "imports half, which means something else"),
+        ("from flyweight.other import x", "x from flyweight.other which is not shipped"),
+        ("from flyweight.base import half as h", "under that name"),
+        ("def main():\n    import flyweight.base", "inside of a definition"),
+        ("print()", "line 1: only imports and definitions"),
+    ],
+)
+def test_what_cannot_be_composed_is_named(second, match):
+    with pytest.raises(InvalidArgumentError, match=match):
+        compose({"flyweight.base": BASE, "flyweight.user": second}, entry="main")
