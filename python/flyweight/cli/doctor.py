@@ -1,0 +1,54 @@
+"""``flyweight doctor``: what is installed, which kernels are live, what is missing."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+import flyweight
+from flyweight.cli.output import emit, json_option, table
+
+__all__ = ["command"]
+
+PACKAGES = {
+    "numpy": "needed everywhere",
+    "brotli": "codec",
+    "zstandard": "codec",
+    "safetensors": "checkpoints",
+    "torch": "training and scoring: pip install 'flyweight[train]'",
+    "sentencepiece": "tokenizers: pip install 'flyweight[train]'",
+    "huggingface_hub": "published shards: pip install 'flyweight[train]'",
+}
+
+
+@click.command(epilog="Example: flyweight doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """What is installed, which kernels are live, what is missing and how to get it."""
+    from flyweight.kernels.dispatch import cuda_info
+
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    cuda = cuda_info()
+    rows = [("flyweight", flyweight.__version__, ""), ("python", platform.python_version(), "")]
+    rows += [(name, number or "missing", PACKAGES[name]) for name, number in found.items()]
+    rows.append(("kernels", "scalar", "C++ on the CPU"))
+    devices = ", ".join(cuda["devices"]) or cuda["problem"] or ""
+    rows.append(("CUDA", cuda["runtime_version"] or "not built in", devices))
+    emit(
+        {
+            "flyweight": flyweight.__version__,
+            "python": platform.python_version(),
+            "packages": found,
+            "kernels": {"cpu": "scalar"},
+            "cuda": cuda,
+        },
+        table(("part", "version", "note"), rows),
+        as_json=as_json,
+    )

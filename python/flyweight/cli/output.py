@@ -1,0 +1,60 @@
+"""How verbs speak: one JSON object for machines, tables for people, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+__all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table"]
+
+SCHEMA = 1
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
+
+
+def emit(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a verb's result to stdout, as an object or as text."""
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **facts}, sort_keys=True))
+    else:
+        click.echo(printable(text))
+
+
+def note(line: str) -> None:
+    """Tell a person what is going on, on stderr."""
+    click.echo(printable(line), err=True)
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, for names that come out of files."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns lined up: text to the left, numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [
+        max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))
+    ]
+    numeric = [
+        all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(header))
+    ]
+    lines = []
+    for line in [list(header), ["-" * width for width in widths], *cells]:
+        padded = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,62 @@
+"""``flyweight train``, ``hessian``, ``quantize``, ``code``, ``score``, ``bundle``: a stage each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flyweight.cli.output import emit, json_option, note
+from flyweight.cli.summary import run_facts, run_text
+from flyweight.recipes.load import load_recipe
+from flyweight.stages import run_stages
+
+__all__ = ["stage_command"]
+
+PURPOSES = {
+    "train": "Train the model of a recipe; goes on from its last checkpoint.",
+    "hessian": "Collect a Hessian per weight matrix from training tokens.",
+    "quantize": "Turn weights into codes and scales by GPTQ.",
+    "code": "Code every tensor by the smallest codec into model.fly.",
+    "score": "Score float model and artifact in bits per byte, each with a ledger.",
+    "bundle": "Write the submission folder.",
+}
+
+
+def stage_command(stage: str) -> click.Command:
+    """The verb of one stage."""
+
+    @click.command(
+        stage,
+        help=PURPOSES[stage],
+        epilog=f"Example: flyweight {stage} tiny-sp1024 --data shards/ --out runs/first",
+    )
+    @click.argument("recipe")
+    @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
+    @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
+    @click.option("--max-seconds", type=float, help="Training clock, if it was given to train.")
+    @click.option("--steps", type=int, help="Training steps, if they were given to train.")
+    @click.option("--seed", type=int, help="Seed, if it was given to train.")
+    @json_option
+    def command(
+        recipe: str,
+        data: Path | None,
+        out: Path,
+        max_seconds: float | None,
+        steps: int | None,
+        seed: int | None,
+        as_json: bool,
+    ) -> None:
+        run = run_stages(
+            load_recipe(recipe),
+            out=out,
+            data=data,
+            seed=seed,
+            max_steps=steps,
+            max_seconds=max_seconds,
+            stages=[stage],
+            report=note,
+        )
+        emit(run_facts(run), run_text(run), as_json=as_json)
+
+    return command

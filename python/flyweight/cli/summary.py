@@ -1,0 +1,83 @@
+"""What a run came to: the facts for machines and the tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flyweight.cli.output import table
+from flyweight.stages import STAGES, Run
+
+__all__ = ["run_facts", "run_text"]
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Stable keys of a run: ``bpb``, ``bytes``, ``audit``, ``seconds`` by stage, ``stages``."""
+    stages = run.manifest["stages"]
+    facts: dict[str, Any] = {
+        "out": str(run.folder),
+        "recipe": run.recipe.name,
+        "seed": run.seed,
+        "stages": [name for name in STAGES if name in stages],
+        "seconds": {name: stages[name]["seconds"] for name in STAGES if name in stages},
+    }
+    if "train" in stages:
+        facts["train"] = stages["train"]["facts"]
+    if "code" in stages:
+        code = stages["code"]["facts"]
+        facts["bytes"] = {"model": code["model_bytes"], "by_class": code["by_class"]}
+    if "score" in stages:
+        facts["bpb"] = stages["score"]["facts"]["bpb"]
+    if "bundle" in stages:
+        bundle = stages["bundle"]["facts"]
+        facts["bytes"] |= {"code": bundle["code_bytes"], "total": bundle["total_bytes"]}
+    if "audit" in stages:
+        facts["audit"] = stages["audit"]["facts"]
+    return facts
+
+
+def run_text(run: Run) -> str:
+    """Tables of what is done: stages, bits per byte, bytes by class, audit."""
+    stages = run.manifest["stages"]
+    blocks = [
+        table(("stage", "seconds"), [(n, stages[n]["seconds"]) for n in STAGES if n in stages])
+    ]
+    if "score" in stages:
+        blocks.append(_bpb_table(stages["score"]["facts"]["results"]))
+    if "code" in stages:
+        blocks.append(_bytes_table(run_facts(run)["bytes"], run.recipe.budget_bytes))
+    if "audit" in stages:
+        audit = stages["audit"]["facts"]
+        rows = [(item["status"], item["name"], item["evidence"]) for item in audit["items"]]
+        verdict = "passed" if audit["passed"] else "FAILED"
+        blocks.append(f"{table(('audit', 'item', 'evidence'), rows)}\n\naudit {verdict}")
+    return "\n\n".join(blocks)
+
+
+def _bpb_table(results: dict[str, dict[str, Any]]) -> str:
+    names = {
+        "float": "float weights, plain blocks",
+        "quantized": "artifact, plain blocks",
+        "sliding": "artifact, sliding windows",
+        "ttt": "artifact, score-first TTT",
+    }
+    rows = [
+        (
+            names[name],
+            r["bpb"],
+            f"{r['bits']:,.1f}",
+            r["bytes"],
+            r["targets"],
+            round(r["seconds"], 1),
+        )
+        for name, r in results.items()
+    ]
+    return table(("scored", "bits per byte", "bits", "/ bytes", "targets", "seconds"), rows)
+
+
+def _bytes_table(sizes: dict[str, Any], budget: int) -> str:
+    rows = [(f"model: {name}", size) for name, size in sizes["by_class"].items() if size]
+    rows.append(("model, all", sizes["model"]))
+    if "code" in sizes:
+        rows += [("code (train_gpt.py)", sizes["code"]), ("total", sizes["total"])]
+        rows.append((f"left of {budget:,}", budget - sizes["total"]))
+    return table(("where the bytes are", "bytes"), rows)

@@ -1,0 +1,98 @@
+"""One protocol over the validation shards of a data folder, from model to facts on disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from flyweight.data.facts import DataInfo
+from flyweight.data.shards import list_shards, read_shard
+from flyweight.data.tokenizer import Tokenizer
+from flyweight.errors import DataError
+from flyweight.evaluate.bpb import score_targets
+from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+
+__all__ = ["read_validation", "score_data"]
+
+
+def read_validation(data: DataInfo) -> NDArray[np.uint16]:
+    """All validation tokens of a data folder, shards joined, ``(tokens,)`` uint16."""
+    return np.concatenate([read_shard(path) for path in list_shards(data.folder, "val")])
+
+
+def score_data(
+    model: nn.Module,
+    data: DataInfo,
+    config: ScoreConfig,
+    *,
+    name: str,
+    model_sha256: str,
+    folder: Path,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Score every validation target once and say what it came to.
+
+    Parameters
+    ----------
+    model : maps tokens (B, T) to logits (B, T, V); its weights are left as they are
+    data : checked data folder
+    config : the protocol
+    name : of the ledger, ``folder/name.ledger``; an unfinished one is continued
+    model_sha256 : hash of the file that the weights came from
+    folder : where ledgers lie
+    show_progress : a bar with the running bits per byte on stderr
+
+    Returns
+    -------
+    ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
+    ``seconds``, ``chain`` of the ledger, the ``config``, and all that as ``text``
+
+    Raises
+    ------
+    DataError
+        The byte count differs from the stored fact of the data, or a token has no finite score.
+    """
+    tokens = read_validation(data)
+    table = Tokenizer(data.tokenizer_path).byte_table
+    folder.mkdir(parents=True, exist_ok=True)
+    binding = score_binding(tokens, config, model_sha256=model_sha256)
+    started = time.perf_counter()
+    with (
+        Ledger(folder / f"{name}.ledger", targets=tokens.size - 1, binding=binding) as ledger,
+        tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not show_progress) as bar,
+    ):
+
+        def advance(chunk: ScoredChunk) -> None:
+            bar.update(chunk.stop - chunk.start)
+            bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
+
+        result = score_stream(model, tokens, ledger, config, progress=advance)
+    seconds = time.perf_counter() - started
+    score = score_targets(result.nats, tokens, table)
+    if data.val.scored_bytes not in (None, score.text_bytes):
+        raise DataError(
+            f"{data.folder}: targets stand for {score.text_bytes} bytes, data.json says "
+            f"{data.val.scored_bytes}; the shards or the tokenizer were changed"
+        )
+    return {
+        "protocol": config.protocol,
+        "bpb": score.bpb,
+        "bits": score.bits,
+        "nats": score.nats,
+        "bytes": score.text_bytes,
+        "targets": score.targets,
+        "nats_per_token": score.nats_per_token,
+        "seconds": seconds,
+        "chain": result.chain,
+        "config": asdict(config),
+        "text": str(score),
+    }

@@ -1,0 +1,106 @@
+"""What a recipe is made of: the configs of their owners, composed, plus the glue of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flyweight.errors import InvalidArgumentError
+from flyweight.evaluate.config import ScoreConfig
+from flyweight.model.config import ModelConfig
+from flyweight.quant.config import QuantConfig
+from flyweight.train.config import TrainConfig
+
+__all__ = ["CalibrationConfig", "CodeConfig", "DataConfig", "Recipe", "ScoreSuite"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the tokens come from."""
+
+    source: Literal["folder", "embedded"]
+    """``folder``: what ``--data`` names; ``embedded``: the prose that Python itself carries."""
+    vocab_size: int
+    """Ids of the tokenizer; the data must have as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationConfig:
+    """Training tokens that the Hessians are collected from."""
+
+    batches: int
+    """Forward passes."""
+    batch_sequences: int
+    """Sequences of the model's ``seq_len`` in each."""
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.batch_sequences < 1:
+            raise InvalidArgumentError(
+                "batches and batch_sequences must be 1 or more, got "
+                f"{self.batches} and {self.batch_sequences}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeConfig:
+    """How codes become bytes."""
+
+    codec: str = "auto"
+    """``auto``, or the name of one codec for everything."""
+    effort: Literal["default", "max"] = "default"
+    """How many candidates are tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSuite:
+    """The protocols a run reports."""
+
+    plain: ScoreConfig
+    """Blocks without overlap: the float model and the artifact, so that the two compare."""
+    sliding: ScoreConfig
+    """The artifact with overlapping windows."""
+    ttt: ScoreConfig | None = None
+    """The artifact with score-first test-time training."""
+
+    def __post_init__(self) -> None:
+        for name, protocol in (("plain", "plain"), ("sliding", "sliding"), ("ttt", "score-first")):
+            config = getattr(self, name)
+            if config is not None and config.protocol != protocol:
+                raise InvalidArgumentError(
+                    f"score.{name} must have protocol {protocol!r}, got {config.protocol!r}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A complete run."""
+
+    name: str
+    """What the run is called."""
+    description: str
+    """One sentence."""
+    seed: int
+    """Of weights and data order, unless the command line names another."""
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    calibrate: CalibrationConfig
+    quantize: QuantConfig
+    code: CodeConfig = CodeConfig()
+    score: ScoreSuite
+    budget_bytes: int = 16_000_000
+    """Model and code together must not exceed this; the audit checks it."""
+
+    def __post_init__(self) -> None:
+        if self.data.vocab_size != self.model.vocab_size:
+            raise InvalidArgumentError(
+                f"data.vocab_size {self.data.vocab_size} differs from "
+                f"model.vocab_size {self.model.vocab_size}"
+            )
+        if self.budget_bytes < 1:
+            raise InvalidArgumentError(f"budget_bytes must be positive, got {self.budget_bytes}")
+
+    @property
+    def headline(self) -> str:
+        """The protocol that a submission of this recipe claims: ``ttt`` where it has one."""
+        return "ttt" if self.score.ttt is not None else "sliding"

@@ -1,0 +1,467 @@
+"""The stages of a run and its manifest: every arrow from text to an audited submission.
+
+A RUN folder holds ``run.json`` and one folder per stage. A stage is done when the manifest has it
+under the same key, a hash over its config and the hashes of its inputs, and its outputs still have
+the hashes that were recorded. So a second call goes on where the first one stopped, and a changed
+recipe redoes exactly what depends on the change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import flyweight
+from flyweight.artifact import load_stored, quantize, save_stored
+from flyweight.data.build import build_data
+from flyweight.data.embedded import EmbeddedCorpus
+from flyweight.data.facts import DataInfo
+from flyweight.data.info import load_data_info
+from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.format.container import open as open_fly
+from flyweight.format.container import write_container
+from flyweight.format.inspect import inspect
+from flyweight.interop import atomic_write, read_safetensors, write_safetensors
+from flyweight.recipes.load import resolve
+from flyweight.recipes.schema import Recipe
+from flyweight.submission.audit import audit_folder
+from flyweight.submission.bundle import write_bundle
+from flyweight.submission.digest import weights_sha256
+
+__all__ = ["STAGES", "Run", "run_stages"]
+
+STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
+MANIFEST = "run.json"
+CHECKPOINT = "train/model.safetensors"
+HESSIANS = "hessian/hessian.safetensors"
+CODES = "quantize/codes.safetensors"
+MODEL = "code/model.fly"
+
+Report = Callable[[str], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One execution of a recipe: what it is made of, where it lies, what is done."""
+
+    recipe: Recipe
+    """The complete recipe, limits of the command line applied."""
+    seed: int
+    """Of weights and data order."""
+    folder: Path
+    """The RUN folder."""
+    data: DataInfo
+    """The token shards."""
+    report: Report
+    """Told one line when a stage begins, ends or is skipped."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """What ``run.json`` holds."""
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.folder / name
+
+
+def run_stages(
+    recipe: Recipe,
+    *,
+    out: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    max_seconds: float | None = None,
+    stages: Sequence[str] = STAGES,
+    report: Report = lambda line: None,
+) -> Run:
+    """Run stages of a recipe in a RUN folder, skipping what is done.
+
+    Parameters
+    ----------
+    recipe : the complete recipe
+    out : the RUN folder
+    data : a data folder; may be left out where the recipe's data is embedded
+    seed : instead of the recipe's
+    max_steps, max_seconds : budget of the training, instead of the recipe's
+    stages : which of :data:`STAGES`, in order; the ones before must be done
+    report : told one line when a stage begins, ends or is skipped
+
+    Returns
+    -------
+    Run
+        Its manifest has an entry for each stage done.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A stage is unknown, or data is missing.
+    DataError
+        A stage before was not run, the data does not fit the recipe, or a file was changed.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise InvalidArgumentError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+    if max_steps is not None or max_seconds is not None:
+        budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
+        recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
+    folder = Path(out)
+    run = Run(
+        recipe=recipe,
+        seed=recipe.seed if seed is None else seed,
+        folder=folder,
+        data=_prepare_data(recipe, folder, data, report),
+        report=report,
+    )
+    run.manifest = _open_manifest(run)
+    for stage in STAGES:
+        if stage in stages:
+            _do_stage(run, stage)
+    return run
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def _train(run: Run) -> dict[str, Any]:
+    from flyweight.train.trainer import train
+
+    result = train(
+        run.recipe.model, run.recipe.train, run.data.folder, run.path("train"), seed=run.seed
+    )
+    facts = asdict(result)
+    return {name: value for name, value in facts.items() if not isinstance(value, Path)}
+
+
+def _hessian(run: Run) -> dict[str, Any]:
+    import torch
+
+    from flyweight.evaluate.window import autocast
+    from flyweight.train.calibrate import collect_hessians
+    from flyweight.train.data import TokenStream
+
+    recipe = run.recipe
+    model = _load_checkpoint(run)
+    stream = TokenStream(
+        run.data.folder,
+        batch_sequences=recipe.calibrate.batch_sequences,
+        seq_len=recipe.model.seq_len,
+        vocab_size=recipe.model.vocab_size,
+        shuffle_seed=run.seed,
+    )
+    batches = (
+        torch.from_numpy(stream.batch(index)[:, :-1]) for index in range(recipe.calibrate.batches)
+    )
+    with autocast(next(model.parameters()).device, recipe.score.plain.precision):
+        hessians = collect_hessians(model, batches)
+    write_safetensors(run.path(HESSIANS), hessians.matrices, {"n_tokens": str(hessians.n_tokens)})
+    return {"tokens": hessians.n_tokens, "matrices": len(hessians.matrices)}
+
+
+def _quantize(run: Run) -> dict[str, Any]:
+    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    hessians, _ = read_safetensors(run.path(HESSIANS))
+    stored, reports = quantize(tensors, run.recipe.quantize, hessians=hessians)
+    save_stored(run.path(CODES), stored)
+    for line in reports:
+        if line.method == "rtn" and line.name in hessians:
+            run.report(f"warning: {line.name}: its Hessian could not be factored, rounded instead")
+    return {"tensors": [asdict(line) for line in reports]}
+
+
+def _code(run: Run) -> dict[str, Any]:
+    stored = load_stored(run.path(CODES))
+    code = run.recipe.code
+    data, _ = write_container(
+        stored, config=run.recipe.model.to_fields(), codec=code.codec, effort=code.effort
+    )
+    atomic_write(run.path(MODEL), data)
+    report = inspect(data)
+    return {"model_bytes": report.total_bytes, "by_class": report.by_class}
+
+
+def _score(run: Run) -> dict[str, Any]:
+    from flyweight.evaluate.score import score_data
+
+    suite = run.recipe.score
+    floating = _load_checkpoint(run)
+    quantized, digest = _load_artifact(run)
+    jobs = [
+        ("float", floating, suite.plain, CHECKPOINT),
+        ("quantized", quantized, suite.plain, MODEL),
+        ("sliding", quantized, suite.sliding, MODEL),
+    ]
+    if suite.ttt is not None:
+        jobs.append(("ttt", quantized, suite.ttt, MODEL))
+    results = {}
+    for name, model, config, source in jobs:
+        results[name] = score_data(
+            model,
+            run.data,
+            config,
+            name=name,
+            model_sha256=_sha256(run.path(source)),
+            folder=run.path("score"),
+        )
+        atomic_write(run.path(f"score/{name}.json"), _json(results[name]))
+        run.report(f"{name}: {results[name]['text']}")
+    return {
+        "results": results,
+        "bpb": {name: result["bpb"] for name, result in results.items()},
+        "weights_sha256": digest,
+    }
+
+
+def _bundle(run: Run) -> dict[str, Any]:
+    facts: dict[str, Any] = write_bundle(
+        run.path("bundle"),
+        artifact=run.path(MODEL),
+        data=run.data,
+        manifest=run.manifest,
+        train_log=run.path("train/log.jsonl"),
+    )
+    return facts
+
+
+def _audit(run: Run) -> dict[str, Any]:
+    report = audit_folder(
+        run.path("bundle"), data=run.data.folder, budget_bytes=run.recipe.budget_bytes
+    )
+    facts = report.to_json()
+    atomic_write(run.path("audit/audit.json"), _json(facts))
+    return facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    work: Callable[[Run], dict[str, Any]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    config: Callable[[Run], Any]
+
+
+def _no_config(run: Run) -> None:
+    return None
+
+
+_WORK = {
+    "train": _Stage(
+        work=_train,
+        inputs=(),
+        outputs=(CHECKPOINT, "train/log.jsonl"),
+        config=lambda run: {
+            "model": resolve(run.recipe.model),
+            "train": resolve(run.recipe.train),
+            "seed": run.seed,
+            "data": [shard.sha256 or shard.tokens for shard in run.data.train.shards],
+        },
+    ),
+    "hessian": _Stage(
+        work=_hessian,
+        inputs=(CHECKPOINT,),
+        outputs=(HESSIANS,),
+        config=lambda run: {
+            "calibrate": resolve(run.recipe.calibrate),
+            "seed": run.seed,
+            "precision": run.recipe.score.plain.precision,
+        },
+    ),
+    "quantize": _Stage(
+        work=_quantize,
+        inputs=(CHECKPOINT, HESSIANS),
+        outputs=(CODES,),
+        config=lambda run: resolve(run.recipe.quantize),
+    ),
+    "code": _Stage(
+        work=_code,
+        inputs=(CODES,),
+        outputs=(MODEL,),
+        config=lambda run: {"code": resolve(run.recipe.code), "model": resolve(run.recipe.model)},
+    ),
+    "score": _Stage(
+        work=_score,
+        inputs=(CHECKPOINT, MODEL),
+        outputs=("score",),
+        config=lambda run: {
+            "score": resolve(run.recipe.score),
+            "data": [shard.sha256 for shard in run.data.val.shards],
+            "tokenizer": run.data.tokenizer_sha256,
+        },
+    ),
+    "bundle": _Stage(
+        work=_bundle,
+        inputs=(MODEL, "score"),
+        outputs=("bundle",),
+        config=lambda run: {"recipe": resolve(run.recipe), "seed": run.seed},
+    ),
+    "audit": _Stage(work=_audit, inputs=("bundle",), outputs=("audit",), config=_no_config),
+}
+
+
+# --- manifest -------------------------------------------------------------------------------------
+
+
+def _do_stage(run: Run, name: str) -> None:
+    stage = _WORK[name]
+    done: dict[str, Any] = run.manifest["stages"]
+    inputs = {}
+    for path in stage.inputs:
+        maker = path.split("/", 1)[0]
+        if maker not in done:
+            raise DataError(f"{run.folder}: stage {name} needs stage {maker} first")
+        inputs[path] = _tree_hash(run.path(path))
+        if inputs[path] != done[maker]["outputs"].get(path):
+            raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
+    key = hashlib.sha256(
+        _json({"stage": name, "inputs": inputs, "config": stage.config(run)})
+    ).hexdigest()
+    if _is_done(run, name, key):
+        run.report(f"{name}: done before")
+        return
+    run.report(f"{name} ...")
+    for later in STAGES[STAGES.index(name) :]:
+        done.pop(later, None)
+    started = time.perf_counter()
+    facts = stage.work(run)
+    seconds = time.perf_counter() - started
+    done[name] = {
+        "key": key,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "inputs": inputs,
+        "outputs": {path: _tree_hash(run.path(path)) for path in stage.outputs},
+        "facts": facts,
+    }
+    atomic_write(run.path(MANIFEST), _json(run.manifest))
+    run.report(f"{name}: {seconds:.1f} s")
+
+
+def _is_done(run: Run, name: str, key: str) -> bool:
+    entry = run.manifest["stages"].get(name)
+    if entry is None or entry["key"] != key:
+        return False
+    return all(
+        run.path(path).exists() and _tree_hash(run.path(path)) == found
+        for path, found in entry["outputs"].items()
+    )
+
+
+def _open_manifest(run: Run) -> dict[str, Any]:
+    """The manifest of the folder, brought up to date with this call, or a new one."""
+    path = run.path(MANIFEST)
+    stages: dict[str, Any] = {}
+    if path.exists():
+        try:
+            stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not the manifest of a run: {error}") from error
+    return {
+        "schema": 1,
+        "recipe": resolve(run.recipe),
+        "seed": run.seed,
+        "data": {
+            "tokenizer_sha256": run.data.tokenizer_sha256,
+            "vocab_size": run.data.vocab_size,
+            "train_tokens": run.data.train.tokens,
+            "val_targets": run.data.val.scored_targets,
+            "val_bytes": run.data.val.scored_bytes,
+            "val_shards": [shard.sha256 for shard in run.data.val.shards],
+        },
+        "versions": _versions(),
+        "machine": _machine(),
+        "stages": stages,
+    }
+
+
+def _prepare_data(
+    recipe: Recipe, folder: Path, data: str | os.PathLike[str] | None, report: Report
+) -> DataInfo:
+    if data is not None:
+        info = load_data_info(data)
+    elif recipe.data.source == "embedded":
+        report("data: the prose that Python carries")
+        info = build_data(EmbeddedCorpus(), folder / "data", vocab_size=recipe.data.vocab_size)
+    else:
+        raise InvalidArgumentError(f"recipe {recipe.name} needs a data folder: give --data")
+    if info.vocab_size != recipe.data.vocab_size:
+        raise DataError(
+            f"{info.folder}: its tokenizer has {info.vocab_size} ids, recipe {recipe.name} is for "
+            f"{recipe.data.vocab_size}"
+        )
+    return info
+
+
+def _load_checkpoint(run: Run) -> Any:
+    from flyweight.model.checkpoint import load_model
+    from flyweight.train.trainer import pick_device
+
+    model = load_model(run.path(CHECKPOINT))
+    return model.to(pick_device(run.recipe.train.device)).eval()
+
+
+def _load_artifact(run: Run) -> tuple[Any, str]:
+    """The model that a .fly file holds, and the digest of its weights."""
+    from flyweight.model.checkpoint import load_weights
+    from flyweight.model.config import ModelConfig
+    from flyweight.model.transformer import Transformer
+    from flyweight.train.trainer import pick_device
+
+    file = open_fly(run.path(MODEL))
+    file.verify()
+    tensors = {name: file[name] for name in file}
+    model = Transformer(ModelConfig.from_fields(file.config()))
+    load_weights(model, tensors, source=str(run.path(MODEL)))
+    return model.to(pick_device(run.recipe.train.device)).eval(), weights_sha256(tensors)
+
+
+def _versions() -> dict[str, str]:
+    found = {"flyweight": flyweight.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "brotli", "zstandard", "sentencepiece"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+    }
+
+
+def _tree_hash(path: Path) -> str:
+    """SHA-256 of a file, or over the names and hashes of all files below a folder."""
+    if not path.is_dir():
+        return _sha256(path)
+    lines = [
+        f"{file.relative_to(path).as_posix()} {_sha256(file)}\n"
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the stage that makes it") from None
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
