@@ -1,9 +1,11 @@
 // The errors that kernels throw; bindings/module.cpp maps each to its class in flyweight.errors.
 #pragma once
 
-#include <sstream>
+#include <charconv>
+#include <concepts>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace flyweight {
 
@@ -36,12 +38,26 @@ class BudgetExceeded final : public Error {
   using Error::Error;
 };
 
-/// Throws `E` with the parts joined into one message. Pass bytes as integers, not as characters.
+namespace detail {
+
+template <class Part>
+void append(std::string& text, const Part& part) {
+  if constexpr (std::convertible_to<const Part&, std::string_view>) {
+    text += std::string_view(part);
+  } else {  // no iostream: locales of a second, statically linked libstdc++ crash in a process
+    char digits[32];
+    text.append(digits, std::to_chars(digits, digits + sizeof digits, part).ptr);
+  }
+}
+
+}  // namespace detail
+
+/// Throws `E` with the parts joined into one message: text and numbers, bytes as integers.
 template <class E, class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw E(text.str());
+  std::string text;
+  (detail::append(text, parts), ...);
+  throw E(text);
 }
 
 }  // namespace flyweight

@@ -9,7 +9,7 @@ import brotli
 import click
 
 from flyweight.cli.output import emit, json_option, note, table
-from flyweight.cli.summary import run_facts, run_text
+from flyweight.cli.summary import check_audit, run_facts, run_text
 from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.recipes.load import load_recipe
 from flyweight.stages import Run, run_stages
@@ -35,6 +35,7 @@ def command(out: Path, seed: int | None, steps: int | None, as_json: bool) -> No
     baselines = compressor_bpb()
     text = f"{run_text(run)}\n\n{_comparison(run, baselines)}"
     emit({**run_facts(run), "compressors": baselines}, text, as_json=as_json)
+    check_audit(run)
 
 
 def compressor_bpb() -> dict[str, float]:

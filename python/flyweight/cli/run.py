@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from flyweight.cli.output import emit, json_option, note
-from flyweight.cli.summary import run_facts, run_text
+from flyweight.cli.summary import check_audit, run_facts, run_text
 from flyweight.recipes.load import load_recipe
 from flyweight.stages import STAGES, run_stages
 
@@ -45,3 +45,4 @@ def command(
         report=note,
     )
     emit(run_facts(run), run_text(run), as_json=as_json)
+    check_audit(run)

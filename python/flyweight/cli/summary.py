@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flyweight.cli.output import table
+from flyweight.errors import DataError
 from flyweight.stages import STAGES, Run
 
-__all__ = ["run_facts", "run_text"]
+__all__ = ["check_audit", "run_facts", "run_text"]
 
 
 def run_facts(run: Run) -> dict[str, Any]:
@@ -33,6 +34,14 @@ def run_facts(run: Run) -> dict[str, Any]:
     if "audit" in stages:
         facts["audit"] = stages["audit"]["facts"]
     return facts
+
+
+def check_audit(run: Run) -> None:
+    """Fail a verb whose run did not pass its audit."""
+    audit = run.manifest["stages"].get("audit", {}).get("facts", {"passed": True, "items": []})
+    if not audit["passed"]:
+        failed = [item["name"] for item in audit["items"] if item["status"] == "FAIL"]
+        raise DataError(f"{run.folder}: the audit failed: {', '.join(failed)}")
 
 
 def run_text(run: Run) -> str:
