@@ -1,0 +1,233 @@
+"""The whole path on a tiny scale: text to an audited submission, resumed, changed and damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="training is in the extra [train]")
+pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]")
+
+import flyweight
+from flyweight.data.build import build_data
+from flyweight.data.text import FileCorpus
+from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.recipes.load import load_recipe, resolve
+from flyweight.recipes.schema import Recipe
+from flyweight.stages import STAGES, Run, run_stages
+from flyweight.submission.digest import weights_sha256
+
+RECIPE = """
+name = "test"
+description = "As small as it gets."
+seed = 1
+[data]
+source = "folder"
+vocab_size = 320
+[model]
+vocab_size = 320
+num_layers = 2
+model_dim = 32
+num_heads = 2
+num_kv_heads = 1
+mlp_hidden = 64
+seq_len = 64
+rope_dims = 8
+smear_gate = true
+unet_skips = true
+resid_mix = true
+[train]
+batch_sequences = 4
+max_steps = 3
+device = "cpu"
+[calibrate]
+batches = 2
+batch_sequences = 4
+[quantize]
+min_elements = 1000
+[[quantize.rules]]
+match = "tok_emb.weight"
+bits = 8
+k = 20.0
+[[quantize.rules]]
+match = "blocks.*.weight"
+bits = 6
+k = 12.85
+[score.plain]
+protocol = "plain"
+seq_len = 64
+[score.sliding]
+protocol = "sliding"
+seq_len = 64
+stride = 32
+[score.ttt]
+protocol = "score-first"
+seq_len = 64
+stride = 32
+chunk_targets = 1024
+last_blocks = 1
+epochs = 1
+adapt_sequences = 8
+"""
+WORDS = (
+    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while"),
+    *("seven", "wizards", "mix", "quartz", "jelly"),
+)
+
+
+def text(documents: int, seed: int) -> str:
+    """JSON lines of made-up sentences, all different."""
+    lines = []
+    for number in range(documents):
+        words = [WORDS[(seed + number * 7 + i * i) % len(WORDS)] for i in range(60)]
+        lines.append(json.dumps({"text": f"Story {seed + number}. " + " ".join(words)}))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train.jsonl").write_text(text(60, 0))
+    (folder / "val.jsonl").write_text(text(6, 1000))
+    corpus = FileCorpus([folder / "train.jsonl"], [folder / "val.jsonl"])
+    build_data(corpus, folder / "shards", vocab_size=320)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "test.toml"
+    path.write_text(RECIPE)
+    return load_recipe(str(path))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, data: Path
+) -> tuple[Run, list[str]]:
+    lines: list[str] = []
+    out = tmp_path_factory.mktemp("run")
+    return run_stages(recipe, out=out, data=data, report=lines.append), lines
+
+
+def test_every_stage_is_done_and_the_audit_passes(finished: tuple[Run, list[str]]) -> None:
+    run, lines = finished
+    assert list(run.manifest["stages"]) == list(STAGES)
+    audit = run.manifest["stages"]["audit"]["facts"]
+    assert audit["passed"], audit
+    bpb = run.manifest["stages"]["score"]["facts"]["bpb"]
+    assert set(bpb) == {"float", "quantized", "sliding", "ttt"}
+    assert all(1.0 < value < 9.0 for value in bpb.values())
+    assert sum("done before" in line for line in lines) == 0
+    assert json.loads(run.path("run.json").read_text()) == run.manifest
+
+
+def test_methods_are_what_the_recipe_asks(finished: tuple[Run, list[str]]) -> None:
+    run, _ = finished
+    facts = {t["name"]: t for t in run.manifest["stages"]["quantize"]["facts"]["tensors"]}
+    assert facts["tok_emb.weight"]["bits"] == 8
+    assert facts["blocks.1.mlp.proj.weight"]["bits"] == 6
+    for name in ("tok_emb.weight", "blocks.0.attn.c_q.weight", "blocks.1.mlp.proj.weight"):
+        assert facts[name]["method"] == "gptq"
+        assert 0 < facts[name]["relative_error"] < 0.05
+    assert facts["smear.gate"]["method"] == "float"
+
+
+def test_a_fresh_process_loads_the_weights_that_were_scored(
+    finished: tuple[Run, list[str]],
+) -> None:
+    run, _ = finished
+    code = (
+        "import sys, flyweight; from flyweight.submission.digest import weights_sha256\n"
+        "f = flyweight.open(sys.argv[1]); print(weights_sha256({n: f[n] for n in f}))"
+    )
+    path = str(run.path("code/model.fly"))
+    found = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == run.manifest["stages"]["score"]["facts"]["weights_sha256"]
+    file = flyweight.open(path)
+    assert weights_sha256({name: file[name] for name in file}) == found.stdout.strip()
+
+
+def test_a_second_call_does_nothing(
+    finished: tuple[Run, list[str]], recipe: Recipe, data: Path
+) -> None:
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
+    lines: list[str] = []
+    again = run_stages(recipe, out=run.folder, data=data, report=lines.append)
+    assert lines == [f"{stage}: done before" for stage in STAGES]
+    assert again.manifest["stages"] == run.manifest["stages"]
+    for path, time in before.items():
+        assert path.stat().st_mtime_ns == time, path
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    tmp_path: Path, finished: tuple[Run, list[str]], recipe: Recipe, data: Path
+) -> None:
+    run, _ = finished
+    other = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    for name in ("train/model.safetensors", "quantize/codes.safetensors", "code/model.fly"):
+        assert other.path(name).read_bytes() == run.path(name).read_bytes(), name
+
+
+def test_a_changed_recipe_redoes_what_depends_on_it(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    from dataclasses import replace
+
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    rules = (replace(recipe.quantize.rules[0], k=10.0), recipe.quantize.rules[1])
+    changed = replace(recipe, quantize=replace(recipe.quantize, rules=rules))
+    lines: list[str] = []
+    run_stages(changed, out=tmp_path, data=data, stages=STAGES[:4], report=lines.append)
+    assert "train: done before" in lines
+    assert "hessian: done before" in lines
+    assert "quantize ..." in lines
+    assert "code ..." in lines
+
+
+def test_stages_out_of_order_and_changed_files(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    with pytest.raises(DataError, match="stage code needs stage quantize first"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["code"])
+    run_stages(recipe, out=tmp_path, data=data, stages=["train"])
+    path = tmp_path / "train/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"model.safetensors: changed since stage train wrote it"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["hessian"])
+    path.unlink()
+    with pytest.raises(DataError, match=r"model.safetensors: no such file"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["hessian"])
+    with pytest.raises(InvalidArgumentError, match="no stage 'fly'"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["fly"])
+
+
+def test_data_that_does_not_fit(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="give --data"):
+        run_stages(recipe, out=tmp_path)
+    with pytest.raises(DataError, match="320 ids, recipe tiny-sp1024 is for 1024"):
+        run_stages(load_recipe("tiny-sp1024"), out=tmp_path, data=data)
+
+
+def test_a_failed_audit_is_tried_again(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    from dataclasses import replace
+
+    tight = replace(recipe, budget_bytes=1000)
+    run = run_stages(tight, out=tmp_path, data=data)
+    assert not run.manifest["stages"]["audit"]["facts"]["passed"]
+    lines: list[str] = []
+    run_stages(tight, out=tmp_path, data=data, report=lines.append)
+    assert "audit ..." in lines
+    assert "bundle: done before" in lines
+
+
+def test_resolved_recipes_are_in_the_manifest(
+    finished: tuple[Run, list[str]], recipe: Recipe
+) -> None:
+    run, _ = finished
+    assert run.manifest["recipe"] == json.loads(json.dumps(resolve(recipe)))

@@ -1,0 +1,85 @@
+"""Recipes are complete, and every mistake in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flyweight.errors import RecipeError
+from flyweight.recipes.load import build, load_recipe, recipe_names, resolve
+from flyweight.recipes.schema import Recipe
+
+
+def demo() -> dict:
+    """The demo recipe as plain values, to be broken."""
+    return resolve(load_recipe("demo"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_survive_being_resolved(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description.endswith(".")
+    assert build(Recipe, resolve(recipe), where=name) == recipe
+
+
+def test_names() -> None:
+    assert {"base-sp1024", "demo", "tiny-sp1024"} <= set(recipe_names())
+    with pytest.raises(RecipeError, match="no recipe 'nothing'; there are base-sp1024, demo"):
+        load_recipe("nothing")
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe("nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("modle",), {}, "unknown key 'modle'"),
+        (("model", "layers"), 3, "demo: model: unknown key 'layers'; known are"),
+        (("model", "num_layers"), "3", "demo: model: num_layers must be int, got '3'"),
+        (("model", "num_layers"), True, "num_layers must be int, got True"),
+        (("model", "num_layers"), 0, "num_layers=0"),
+        (("model", "softcap"), "30", "softcap must be float"),
+        (("model", "vocab_size"), 512, "vocab_size 1024 differs from model.vocab_size 512"),
+        (("train", "optim", "momentum"), 1.5, "momentum"),
+        (("train", "max_steps"), -1, "max_steps"),
+        (("quantize", "rules"), {}, "rules must be a list"),
+        (("quantize", "rules", 0, "bits"), 9, r"rules\[0\]: rule 'tok_emb.weight': bits must be"),
+        (("quantize", "passthrough_dtype"), "int8", "passthrough_dtype"),
+        (("code", "effort"), "some", "effort must be one of 'default', 'max'"),
+        (("score", "plain", "protocol"), "sliding", "score.plain must have protocol 'plain'"),
+        (("score", "sliding", "stride"), 0, "stride=0"),
+        (("calibrate", "batches"), 0, "batches"),
+        (("budget_bytes",), 0, "budget_bytes"),
+        (("data",), 3, "data must be a table"),
+    ],
+)
+def test_mistakes_are_named(path: tuple, value: object, message: str) -> None:
+    values = demo()
+    target = values
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(RecipeError, match=message):
+        build(Recipe, values, where="demo")
+
+
+def test_missing_keys_are_named() -> None:
+    values = demo()
+    del values["model"]["num_layers"]
+    with pytest.raises(RecipeError, match="demo: model: key 'num_layers' is missing"):
+        build(Recipe, values, where="demo")
+
+
+def test_whole_numbers_stand_for_floats() -> None:
+    values = demo()
+    values["model"]["softcap"] = 30
+    assert build(Recipe, values, where="demo").model.softcap == 30.0
+
+
+def test_broken_toml(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("name = ")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(str(path))
