@@ -7,6 +7,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Models are tiny here: a second thread only waits, and stalls everything where cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Machines are shared and slow at times: time is bounded by pytest-timeout, not by each example.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=30, derandomize=True, **_COMMON)

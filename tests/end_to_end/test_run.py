@@ -64,11 +64,12 @@ seq_len = 64
 protocol = "sliding"
 seq_len = 64
 stride = 32
+chunk_targets = 256
 [score.ttt]
 protocol = "score-first"
 seq_len = 64
 stride = 32
-chunk_targets = 1024
+chunk_targets = 512
 last_blocks = 1
 epochs = 1
 adapt_sequences = 8
@@ -190,6 +191,24 @@ def test_a_changed_recipe_redoes_what_depends_on_it(
     assert "hessian: done before" in lines
     assert "quantize ..." in lines
     assert "code ..." in lines
+
+
+def test_scoring_goes_on_where_it_was_killed_and_starts_anew_for_another_model(
+    tmp_path: Path, finished: tuple[Run, list[str]], recipe: Recipe, data: Path
+) -> None:
+    run, _ = finished
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    (tmp_path / "score").mkdir()
+    whole = run.path("score/sliding.ledger").read_bytes()
+    (tmp_path / "score/sliding.ledger").write_bytes(whole[: len(whole) * 2 // 3])
+    foreign = run.path("score/float.ledger")
+    (tmp_path / "score/quantized.ledger").write_bytes(foreign.read_bytes())
+    other = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    results = other.manifest["stages"]["score"]["facts"]["results"]
+    expected = run.manifest["stages"]["score"]["facts"]["results"]
+    for name in ("float", "quantized", "sliding", "ttt"):
+        assert results[name]["nats"] == expected[name]["nats"], name
+        assert results[name]["chain"] == expected[name]["chain"], name
 
 
 def test_stages_out_of_order_and_changed_files(tmp_path: Path, recipe: Recipe, data: Path) -> None:

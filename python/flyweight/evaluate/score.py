@@ -18,7 +18,7 @@ from flyweight.data.tokenizer import Tokenizer
 from flyweight.errors import DataError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Ledger, read_ledger
 from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
 
 __all__ = ["read_validation", "score_data"]
@@ -46,7 +46,8 @@ def score_data(
     model : maps tokens (B, T) to logits (B, T, V); its weights are left as they are
     data : checked data folder
     config : the protocol
-    name : of the ledger, ``folder/name.ledger``; an unfinished one is continued
+    name : of the ledger, ``folder/name.ledger``; an unfinished one of the same model, config and
+        text is continued, any other is begun anew
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
     show_progress : a bar with the running bits per byte on stderr
@@ -54,7 +55,8 @@ def score_data(
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds``, ``chain`` of the ledger, the ``config``, and all that as ``text``
+    ``seconds`` (of this life only if ``was_resumed``), ``chain`` of the ledger, the ``config``, and
+    a line of ``text``
 
     Raises
     ------
@@ -65,9 +67,12 @@ def score_data(
     table = Tokenizer(data.tokenizer_path).byte_table
     folder.mkdir(parents=True, exist_ok=True)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
+    path = folder / f"{name}.ledger"
+    if path.exists() and read_ledger(path).binding != binding:
+        path.unlink()  # of another model, config or text: nothing in it can be continued
     started = time.perf_counter()
     with (
-        Ledger(folder / f"{name}.ledger", targets=tokens.size - 1, binding=binding) as ledger,
+        Ledger(path, targets=tokens.size - 1, binding=binding) as ledger,
         tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not show_progress) as bar,
     ):
 
@@ -92,6 +97,7 @@ def score_data(
         "targets": score.targets,
         "nats_per_token": score.nats_per_token,
         "seconds": seconds,
+        "was_resumed": result.recorded_chunks > 0,
         "chain": result.chain,
         "config": asdict(config),
         "text": str(score),

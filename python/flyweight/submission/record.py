@@ -149,6 +149,8 @@ def _make_record(
     headline = "ttt" if "ttt" in scores else "sliding"
     best = scores[headline]
     loss = best["nats"] / best["targets"]
+    # The clock of a resumed scoring shows its last life only.
+    was_resumed = stages["score"]["facts"]["results"][headline]["was_resumed"]
     data_seconds = train["seconds"] + stages["hessian"]["seconds"]
     return Record(
         name=recipe["name"],
@@ -186,7 +188,7 @@ def _make_record(
         compliance={
             "artifact_under_16mb": budget.total_bytes <= CAP_BYTES,
             "train_under_600s": data_seconds <= CLOCK_SECONDS,
-            "eval_under_600s": best["seconds"] <= CLOCK_SECONDS,
+            "eval_under_600s": best["seconds"] <= CLOCK_SECONDS and not was_resumed,
             "full_coverage": best["targets"] == manifest["data"]["val_targets"],
             "score_first_ttt": headline == "ttt",
             "three_seeds": False,
