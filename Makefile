@@ -41,14 +41,9 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(PIP) --constraint constraints.txt '.[train]'
-	touch $@
-
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --constraint constraints.txt '.[train,test]'
-	touch $@
-
-$(VENV)/.installed-lint: $(VENV)/.installed
-	$(PIP) --constraint constraints.txt '.[train,test,lint]'
+$(VENV)/.installed: EXTRAS = train
+$(VENV)/.installed-test: EXTRAS = train,test
+$(VENV)/.installed-lint: EXTRAS = train,test,lint
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint: $(VENV)/.torch $(SOURCES)
+	$(PIP) --constraint constraints.txt '.[$(EXTRAS)]'
 	touch $@

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 bad data, I/O or failed check, 2 wrong flags or recipe, 130 
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -69,6 +70,9 @@ def flyweight() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # PyTorch's OpenMP threads spin for each other by default; where another program holds a core
+    # that costs a factor of ten. A short spin costs a few percent of a quiet machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         # Outside of standalone mode click hands back the code of --help and --version.
         code = flyweight.main(args=arguments, prog_name="flyweight", standalone_mode=False) or 0
