@@ -27,7 +27,7 @@ void check_freqs(std::span<const std::uint16_t> freqs, unsigned prob_bits);
 void histogram(std::span<const std::uint8_t> symbols, std::span<std::int64_t> counts);
 
 /// Frequencies that sum to 1 << prob_bits and are nonzero exactly where the count is. The rule is
-/// part of the format, because decoders run it too (docs/format.md, "Frequency tables").
+/// part of the format, because decoders run it too (docs/format.md, "Normalization").
 void normalize_counts(std::span<const std::int64_t> counts, unsigned prob_bits,
                       std::span<std::uint16_t> freqs);
 

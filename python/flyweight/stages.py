@@ -464,4 +464,4 @@ def _sha256(path: Path) -> str:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import flyweight
 from flyweight.artifact import load_stored, pack, quantize, save_stored, unpack
-from flyweight.errors import InvalidArgumentError
+from flyweight.errors import InvalidArgumentError, UnsupportedError
 from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.format.header import DTYPES
 from flyweight.format.inspect import inspect
@@ -155,6 +155,21 @@ def test_only_the_asked_section_is_read(tmp_path) -> None:
     assert np.array_equal(file["a"], tensors["a"])
     with pytest.raises(flyweight.errors.CorruptStreamError, match="section 'b'"):
         file["b"]
+
+
+@pytest.mark.parametrize("codec", ["auto", "ans", "store"])
+def test_huge_constants_stay_within_what_readers_accept(codec: str) -> None:
+    zeros = {"w": np.zeros((4096, 1024), dtype=np.uint8)}
+    data = pack(zeros, is_lossless=True, codec=codec)
+    assert np.array_equal(unpack(data)["w"], zeros["w"])
+    assert np.array_equal(decode_fly(data)[0]["w"], zeros["w"])
+    assert codec == "store" or len(data) < 1000
+
+
+def test_streams_that_readers_refuse_are_not_written() -> None:
+    zeros = {"w": np.zeros((16384, 4096), dtype=np.uint8)}
+    with pytest.raises(UnsupportedError, match="use codec auto or store"):
+        pack(zeros, is_lossless=True, codec="brotli")
 
 
 def test_names_that_clash_or_shapes_too_deep_are_refused() -> None:

@@ -53,6 +53,8 @@ def test_names() -> None:
         (("calibrate", "batches"), 0, "batches"),
         (("budget_bytes",), 0, "budget_bytes"),
         (("data",), 3, "data must be a table"),
+        (("train", "checkpoint_seconds"), float("inf"), "checkpoint_seconds must be finite"),
+        (("train", "grad_clip"), float("nan"), "grad_clip must be finite"),
     ],
 )
 def test_mistakes_are_named(path: tuple, value: object, message: str) -> None:

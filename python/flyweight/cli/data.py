@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from flyweight.cli.output import emit, json_option
 from flyweight.data.build import build_data
 from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.data.facts import DataInfo, SplitInfo
@@ -24,7 +24,6 @@ __all__ = ["command"]
 
 _PATH = click.Path(path_type=Path)
 _SOURCES = click.argument("sources", nargs=-1, type=_PATH)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _OUT = click.option(
     "--out", "-o", type=_PATH, required=True, metavar="DIR", help="Data folder to make."
 )
@@ -44,7 +43,7 @@ def command() -> None:
 @click.option("--vocab-size", type=int, help="Train this many ids on SOURCES.")
 @click.option("--import", "model", type=_PATH, metavar="MODEL", help="Check and copy this one.")
 @click.option("--out", "-o", type=_PATH, required=True, metavar="FILE", help=".model to write.")
-@_JSON
+@json_option
 def tokenizer(
     sources: tuple[Path, ...],
     vocab_size: int | None,
@@ -61,8 +60,8 @@ def tokenizer(
         assert vocab_size is not None
         made = _train(sources, out, vocab_size)
     facts = {"path": str(out), "vocab_size": made.vocab_size, "sha256": made.sha256}
-    lines = [f"{_printable(out)}: {made.vocab_size} ids, sha256 {made.sha256}"]
-    _report(facts, lines, as_json=as_json)
+    lines = [f"{out}: {made.vocab_size} ids, sha256 {made.sha256}"]
+    emit(facts, "\n".join(lines), as_json=as_json)
 
 
 @command.command(
@@ -89,7 +88,7 @@ def tokenizer(
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Tokenizer threads.")
 @_OUT
-@_JSON
+@json_option
 def build(
     sources: tuple[Path, ...],
     embedded: bool,
@@ -135,7 +134,7 @@ def build(
 @click.option("--cache-dir", type=_PATH, metavar="DIR", help="Cache of the hub.")
 @click.option("--offline", is_flag=True, help="Take all from the cache.")
 @_OUT
-@_JSON
+@json_option
 def fetch(
     variant: str,
     train_shards: int,
@@ -161,7 +160,7 @@ def fetch(
 @click.argument("folder", type=_PATH)
 @click.option("--tokenizer", type=_PATH, metavar="MODEL", help="For shards without one.")
 @click.option("--verify", is_flag=True, help="Read every token: hashes, ids, counts, overlap.")
-@_JSON
+@json_option
 def info(folder: Path, tokenizer: Path | None, verify: bool, as_json: bool) -> None:
     """Check a data folder and say what it holds."""
     facts = load_data_info(folder, tokenizer)
@@ -187,13 +186,13 @@ def _train(sources: tuple[Path, ...], out: Path, vocab_size: int) -> Tokenizer:
 def _report_info(info: DataInfo, more: dict[str, Any], *, as_json: bool) -> None:
     facts = {"folder": str(info.folder), **info.to_json(), **more}
     lines = [
-        f"{_printable(info.folder)}: {info.vocab_size} ids, source {info.source.get('kind')!r}",
+        f"{info.folder}: {info.vocab_size} ids, source {info.source.get('kind')!r}",
         _describe("train", info.train),
         _describe("val", info.val),
     ]
     if more.get("verified"):
         lines.append(f"verified; documents in both splits: {more['shared_documents']}")
-    _report(facts, lines, as_json=as_json)
+    emit(facts, "\n".join(lines), as_json=as_json)
 
 
 def _describe(name: str, split: SplitInfo) -> str:
@@ -204,15 +203,6 @@ def _describe(name: str, split: SplitInfo) -> str:
         f"{name:>5}: {split.tokens:,} tokens, {count(split.documents)} documents, "
         f"{count(split.scored_bytes)} scored bytes, shard files: {len(split.shards)}"
     )
-
-
-def _report(facts: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
-    click.echo(json.dumps({**facts, "schema": 1}) if as_json else "\n".join(lines))
-
-
-def _printable(path: Path) -> str:
-    """A name that cannot move the cursor or forge a line."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(path))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ json_option = click.option(
 def emit(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print a verb's result to stdout, as an object or as text."""
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **facts}, sort_keys=True))
+        click.echo(json.dumps({"schema": SCHEMA, **facts}, sort_keys=True, allow_nan=False))
     else:
         click.echo(printable(text))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyweight.codecs.codec import check_symbols, register
+from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE, check_symbols, register
 from flyweight.codecs.freq_table import choose_table, code_length, decode_table
 from flyweight.errors import CorruptStreamError
 from flyweight.kernels.rans import histogram, normalize_counts, rans_decode, rans_encode
@@ -38,7 +38,7 @@ class AnsCodec:
     def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
         check_symbols(symbols, alphabet_size=alphabet_size)
         counts = histogram(np.ascontiguousarray(symbols), alphabet_size=alphabet_size)
-        if np.count_nonzero(counts) <= 1:
+        if np.count_nonzero(counts) <= 1 and symbols.size <= 2 * MAX_SYMBOLS_PER_BYTE:
             return bytes([MODE_SINGLE << 6, int(counts.argmax())])
         prob_bits = choose_prob_bits(counts)
         table, freqs = choose_table(counts, prob_bits=prob_bits)
@@ -67,7 +67,7 @@ class AnsCodec:
 
 
 def choose_ways(count: int) -> int:
-    """Ways of a stream: more where decoding speed pays for their two bytes each, at most 32."""
+    """Ways of a stream: more where decoding speed pays for their three bytes each, at most 32."""
     ways = 1
     while ways < MAX_WAYS and ways * SYMBOLS_PER_WAY < count:
         ways *= 2

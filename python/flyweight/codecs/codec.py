@@ -46,6 +46,9 @@ class Codec(Protocol):
         """
 
 
+MAX_SYMBOLS_PER_BYTE = 1 << 20
+"""No stream may stand for more symbols than this per byte: bounds what a tiny file can ask for."""
+
 _BY_ID: dict[int, Codec] = {}
 
 

@@ -10,19 +10,20 @@ from typing import Literal
 
 from flyweight.codecs.ans import AnsCodec
 from flyweight.codecs.brotli import BrotliCodec
-from flyweight.codecs.codec import Codec, codec_by_name
+from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE, Codec, codec_by_name
 from flyweight.codecs.layout import (
     BYTE_PLANES,
     LAYOUT_NAMES,
     PACKED,
     PLAIN,
     TRANSPOSED,
+    Plane,
     applicable_layouts,
     split_planes,
 )
 from flyweight.codecs.store import StoreCodec
 from flyweight.codecs.zstd import ZstdCodec
-from flyweight.errors import InvalidArgumentError
+from flyweight.errors import InvalidArgumentError, UnsupportedError
 from flyweight.typing import AnyArray
 
 __all__ = ["Candidate", "Choice", "Effort", "select"]
@@ -83,6 +84,8 @@ def select(
     ------
     InvalidArgumentError
         No codec has that name.
+    UnsupportedError
+        The one codec to use makes so few bytes of so many symbols that readers would refuse them.
     """
     if array.size == 0:
         return Choice(PLAIN, ((StoreCodec.codec_id, b""),), (Candidate("plain", "store", 0),))
@@ -92,24 +95,34 @@ def select(
     for layout in applicable_layouts(array.itemsize, alphabet_size):
         planes = split_planes(layout, array, alphabet_size)
         for trials in _combinations(layout, array.nbytes, codec, effort):
-            streams = []
-            labels = []
-            rank = 0
-            for plane in planes:
-                tried = [
-                    (t.codec.encode(plane.symbols, alphabet_size=plane.alphabet_size), t)
-                    for t in trials
-                ]
-                best, winner = min(tried, key=lambda r: (len(r[0]), r[1].codec.decode_rank))
-                streams.append((winner.codec.codec_id, best))
-                labels.append(winner.label)
-                rank = max(rank, winner.codec.decode_rank)
-            size = sum(len(stream) for _, stream in streams)
-            found = Candidate(LAYOUT_NAMES[layout], "+".join(labels), size)
+            chosen = [_smallest(plane, trials) for plane in planes]
+            coded = [(trial, stream) for trial, stream in chosen if trial is not None]
+            if len(coded) < len(planes):
+                continue
+            size = sum(len(stream) for _, stream in coded)
+            rank = max(trial.codec.decode_rank for trial, _ in coded)
+            label = "+".join(trial.label for trial, _ in coded)
+            streams = tuple((trial.codec.codec_id, stream) for trial, stream in coded)
+            found = Candidate(LAYOUT_NAMES[layout], label, size)
             scored.append(((size, rank, layout), streams, found))
+    if not scored:
+        raise UnsupportedError(
+            f"codec {codec} makes so few bytes of {array.size} elements that a reader would refuse "
+            f"them (more than {MAX_SYMBOLS_PER_BYTE} a byte); use codec auto or store"
+        )
     scored.sort(key=lambda entry: entry[0])
-    layout = scored[0][0][2]
-    return Choice(layout, tuple(scored[0][1]), tuple(entry[2] for entry in scored))
+    (_, _, layout), streams, _ = scored[0]
+    return Choice(layout, streams, tuple(entry[2] for entry in scored))
+
+
+def _smallest(plane: Plane, trials: list[_Trial]) -> tuple[_Trial | None, bytes]:
+    """The smallest stream that a reader accepts, and what made it; None where there is none."""
+    tried = [
+        (trial, trial.codec.encode(plane.symbols, alphabet_size=plane.alphabet_size))
+        for trial in trials
+    ]
+    accepted = [t for t in tried if plane.symbols.size <= len(t[1]) * MAX_SYMBOLS_PER_BYTE]
+    return min(accepted, key=lambda t: (len(t[1]), t[0].codec.decode_rank), default=(None, b""))
 
 
 def _combinations(layout: int, size: int, codec: str, effort: Effort) -> list[list[_Trial]]:

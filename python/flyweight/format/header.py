@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE
 from flyweight.codecs.layout import plane_specs
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 from flyweight.format.wire import Reader, write_varint, write_zigzag
@@ -48,8 +49,6 @@ KIND_PLAIN = 0
 KIND_QUANTIZED = 1
 KIND_CAST = 2
 MAX_AXES = 8
-MAX_ELEMENTS_PER_BYTE = 1 << 20
-"""No section may declare more elements than this per byte: bounds what a tiny file can ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,10 +250,10 @@ def _read_part(
             raise CorruptStreamError(
                 f"{role}: {spec.count} symbols in {length} bytes of codec {codec_id}"
             )
-        if spec.count > length * MAX_ELEMENTS_PER_BYTE:
+        if spec.count > length * MAX_SYMBOLS_PER_BYTE:
             raise CorruptStreamError(
                 f"{role}: {spec.count} symbols in {length} bytes, "
-                f"more than {MAX_ELEMENTS_PER_BYTE} a byte"
+                f"more than {MAX_SYMBOLS_PER_BYTE} a byte"
             )
     return Part(
         role=role,

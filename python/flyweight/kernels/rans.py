@@ -59,7 +59,7 @@ def normalize_counts(counts: Counts, *, prob_bits: int) -> Freqs:
 
     References
     ----------
-    docs/format.md, "Frequency tables".
+    docs/format.md, "Normalization".
 
     Examples
     --------

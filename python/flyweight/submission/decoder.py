@@ -237,7 +237,8 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
     if codec == 2:
         import zstandard
 
-        return zstandard.ZstdDecompressor().decompress(stream, max_output_size=count)
+        decompressor = zstandard.ZstdDecompressor()
+        return decompressor.decompress(stream, max_output_size=count, allow_extra_data=False)
     if codec == 3:
         import brotli
 

@@ -88,7 +88,7 @@ class TrainConfig:
     warmdown_fraction: float = 0.5
     """Last share of the budget over which the learning rates fall linearly to 0."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; ``inf`` leaves it alone."""
+    """Largest norm of the whole gradient."""
     ema_decay: float = 0.997
     """Decay per step of the averaged weights, which are what is exported; 0 exports the last."""
     device: str = "auto"
@@ -98,7 +98,8 @@ class TrainConfig:
     log_steps: int = 10
     """Steps between lines of the log."""
     checkpoint_seconds: float = 60.0
-    """Seconds between checkpoints, the most that a kill can lose; ``inf`` writes the last only."""
+    """Seconds between checkpoints, the most that a kill can lose; a number above the budget writes
+    the last only."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizers."""
 
