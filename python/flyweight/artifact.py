@@ -42,6 +42,8 @@ FLOAT_DTYPES = (
     np.dtype(np.float16),
     np.dtype(ml_dtypes.bfloat16),
 )
+FLOAT16_TOLERANCE = 1e-3
+"""Largest relative error of a tensor kept as float16, twice that of its rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +88,12 @@ def quantize(
     Raises
     ------
     InvalidArgumentError
-        A weight or Hessian is not finite, or a Hessian has the wrong shape; the message names the
-        tensor.
+        A weight or Hessian is not finite, a Hessian has the wrong shape, or there is no tensor for
+        it; the message names the tensor.
     """
+    unknown = sorted(set(hessians or {}) - set(tensors))
+    if unknown:
+        raise InvalidArgumentError(f"there is a Hessian for {unknown[0]!r}, but no such tensor")
     stored: dict[str, Stored] = {}
     reports = []
     for name, array in tensors.items():
@@ -252,12 +257,17 @@ def _quantize_tensor(
 
 
 def _keep(array: AnyArray, config: QuantConfig) -> PlainTensor:
-    """A tensor as it is, or as float16 where that loses only precision."""
+    """A tensor as it is, or as float16 where that loses no more than float16's precision."""
     if array.dtype not in FLOAT_DTYPES or config.passthrough_dtype == "source":
         return PlainTensor(values=array, dtype=array.dtype)
-    if not np.isfinite(array.astype(np.float32)).all():
-        at = np.argwhere(~np.isfinite(array.astype(np.float32)))[0].tolist()
-        raise InvalidArgumentError(f"{array[tuple(at)]} at {at}")
-    fits = array.size == 0 or float(np.abs(array.astype(np.float64)).max()) <= 65504.0
-    smaller = array.dtype.itemsize > 2 and fits
-    return PlainTensor(values=array.astype(np.float16) if smaller else array, dtype=array.dtype)
+    if not np.isfinite(array).all():
+        at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise InvalidArgumentError(f"{array[at]} at {list(at)}")
+    if array.dtype.itemsize <= 2:
+        return PlainTensor(values=array, dtype=array.dtype)
+    wide = array.astype(np.float64)
+    with np.errstate(over="ignore"):
+        small = array.astype(np.float16)
+    error = np.linalg.norm((small.astype(np.float64) - wide).ravel())
+    is_close = error <= FLOAT16_TOLERANCE * np.linalg.norm(wide.ravel())  # not for NaN from inf
+    return PlainTensor(values=small if is_close else array, dtype=array.dtype)

@@ -212,6 +212,23 @@ def test_rules_choose_grids_by_name() -> None:
     assert stored["other"].values.dtype == np.float16
 
 
+def test_float16_is_used_only_where_it_is_close() -> None:
+    tensors = {
+        "tiny": np.full(5, 1e-9, dtype=np.float32),
+        "huge": np.array([1e39, 1.0]),
+        "fine": np.linspace(-2, 2, 9, dtype=np.float32),
+    }
+    back = unpack(pack(tensors))
+    assert np.array_equal(back["tiny"], tensors["tiny"])
+    assert np.array_equal(back["huge"], tensors["huge"])
+    assert np.array_equal(back["fine"], tensors["fine"].astype(np.float16).astype(np.float32))
+
+
+def test_hessians_must_belong_to_tensors() -> None:
+    with pytest.raises(InvalidArgumentError, match="a Hessian for 'other', but no such tensor"):
+        pack({"w": np.ones((80, 80))}, hessians={"other": np.eye(80, dtype=np.float32)})
+
+
 def test_nan_in_a_checkpoint_names_the_tensor() -> None:
     weights = np.ones((80, 80), dtype=np.float32)
     weights[3, 5] = np.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE, check_symbols, register
+from flyweight.codecs.codec import check_symbols, is_credible, register
 from flyweight.codecs.freq_table import choose_table, code_length, decode_table
 from flyweight.errors import CorruptStreamError
 from flyweight.kernels.rans import histogram, normalize_counts, rans_decode, rans_encode
@@ -16,7 +16,8 @@ MIN_PROB_BITS = 8
 MODE_SINGLE = 0
 MODE_TABLE = 1
 SYMBOLS_PER_WAY = 16384
-MAX_WAYS = 32
+DENSE_WAYS = 32
+LARGE_STREAM = 1 << 21
 MAX_LOG_WAYS = 6
 PROB_BITS_CHOICES = (8, 10, 12, 13, 14)
 STATE_LOSS_AT_14_BITS = 3e-4
@@ -38,7 +39,7 @@ class AnsCodec:
     def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
         check_symbols(symbols, alphabet_size=alphabet_size)
         counts = histogram(np.ascontiguousarray(symbols), alphabet_size=alphabet_size)
-        if np.count_nonzero(counts) <= 1 and symbols.size <= 2 * MAX_SYMBOLS_PER_BYTE:
+        if np.count_nonzero(counts) <= 1 and is_credible(symbols.size, 2):
             return bytes([MODE_SINGLE << 6, int(counts.argmax())])
         prob_bits = choose_prob_bits(counts)
         table, freqs = choose_table(counts, prob_bits=prob_bits)
@@ -67,9 +68,11 @@ class AnsCodec:
 
 
 def choose_ways(count: int) -> int:
-    """Ways of a stream: more where decoding speed pays for their three bytes each, at most 32."""
+    """Ways of a stream: more where decoding speed pays for their three bytes each."""
+    if count >= LARGE_STREAM:
+        return 1 << MAX_LOG_WAYS
     ways = 1
-    while ways < MAX_WAYS and ways * SYMBOLS_PER_WAY < count:
+    while ways < DENSE_WAYS and ways * SYMBOLS_PER_WAY < count:
         ways *= 2
     return ways
 

@@ -46,8 +46,10 @@ class Codec(Protocol):
         """
 
 
-MAX_SYMBOLS_PER_BYTE = 1 << 20
-"""No stream may stand for more symbols than this per byte: bounds what a tiny file can ask for."""
+FREE_SYMBOLS = 1 << 16
+MAX_SYMBOLS_PER_BYTE = 1 << 14
+"""Symbols that a stream may stand for: so many, and so many more per byte. Bounds the memory that a
+small file can ask for."""
 
 _BY_ID: dict[int, Codec] = {}
 
@@ -85,6 +87,11 @@ def codec_names() -> list[str]:
     return [_BY_ID[codec_id].name for codec_id in sorted(_BY_ID)]
 
 
+def is_credible(count: int, length: int) -> bool:
+    """Whether readers accept ``count`` symbols in a stream of ``length`` bytes."""
+    return count <= FREE_SYMBOLS + length * MAX_SYMBOLS_PER_BYTE
+
+
 def check_symbols(symbols: Symbols, *, alphabet_size: int) -> None:
     """Refuse symbols that are not a flat uint8 run of the alphabet."""
     if symbols.dtype != np.uint8 or symbols.ndim != 1:
@@ -104,10 +111,15 @@ def checked_decoded(raw: bytes, *, count: int, alphabet_size: int, name: str) ->
     if len(raw) != count:
         raise CorruptStreamError(f"{name}: stream holds {len(raw)} symbols, expected {count}")
     symbols = np.frombuffer(raw, dtype=np.uint8)
-    if count and int(symbols.max()) >= alphabet_size:
+    check_alphabet(symbols, alphabet_size=alphabet_size, name=name)
+    return symbols
+
+
+def check_alphabet(symbols: Symbols, *, alphabet_size: int, name: str) -> None:
+    """Refuse decoded symbols outside of the declared alphabet."""
+    if symbols.size and int(symbols.max()) >= alphabet_size:
         position = int(np.argmax(symbols >= alphabet_size))
         raise CorruptStreamError(
             f"{name}: symbol {int(symbols[position])} at {position} is outside the alphabet "
             f"of {alphabet_size}"
         )
-    return symbols

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flyweight.codecs.codec import check_alphabet
 from flyweight.errors import UnsupportedError
 from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
 from flyweight.typing import AnyArray, Symbols
@@ -124,6 +125,7 @@ def join_planes(
     if layout == PACKED:
         count = shape[0] * shape[1]
         unpacked = unpack_bits(planes[0], bits=_width(alphabet_size), count=count)
+        check_alphabet(unpacked, alphabet_size=alphabet_size, name="packed")
         return unpacked.view(dtype).reshape(shape)
     return planes[0].view(dtype).reshape(shape)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from flyweight.codecs.ans import AnsCodec
 from flyweight.codecs.brotli import BrotliCodec
-from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE, Codec, codec_by_name
+from flyweight.codecs.codec import Codec, codec_by_name, is_credible
 from flyweight.codecs.layout import (
     BYTE_PLANES,
     LAYOUT_NAMES,
@@ -107,8 +107,8 @@ def select(
             scored.append(((size, rank, layout), streams, found))
     if not scored:
         raise UnsupportedError(
-            f"codec {codec} makes so few bytes of {array.size} elements that a reader would refuse "
-            f"them (more than {MAX_SYMBOLS_PER_BYTE} a byte); use codec auto or store"
+            f"codec {codec} makes so few bytes of {array.size} elements that readers would refuse "
+            "them; use codec auto or store"
         )
     scored.sort(key=lambda entry: entry[0])
     (_, _, layout), streams, _ = scored[0]
@@ -121,7 +121,7 @@ def _smallest(plane: Plane, trials: list[_Trial]) -> tuple[_Trial | None, bytes]
         (trial, trial.codec.encode(plane.symbols, alphabet_size=plane.alphabet_size))
         for trial in trials
     ]
-    accepted = [t for t in tried if plane.symbols.size <= len(t[1]) * MAX_SYMBOLS_PER_BYTE]
+    accepted = [t for t in tried if is_credible(plane.symbols.size, len(t[1]))]
     return min(accepted, key=lambda t: (len(t[1]), t[0].codec.decode_rank), default=(None, b""))
 
 

@@ -113,7 +113,9 @@ class FlyFile:
         Of a version that this build cannot read.
     """
 
-    def __init__(self, data: bytes | memoryview | mmap.mmap, name: str = "<bytes>") -> None:
+    def __init__(
+        self, data: bytes | bytearray | memoryview | mmap.mmap, name: str = "<bytes>"
+    ) -> None:
         self._data = memoryview(data)
         self.name = name
         try:
@@ -169,6 +171,11 @@ class FlyFile:
             return _decode(self.sections[name], body)
         except (CorruptStreamError, UnsupportedError) as error:
             raise type(error)(f"{self.name}: tensor {name!r}: {error}") from error
+        except MemoryError:
+            shape = self.sections[name].shape
+            raise CorruptStreamError(
+                f"{self.name}: tensor {name!r}: no memory for the declared shape {shape}"
+            ) from None
 
     def section_bytes(self, name: str) -> memoryview:
         """The coded bytes of one tensor, checked against their checksum."""
@@ -223,7 +230,7 @@ class FlyFile:
         return body
 
 
-def open(source: str | os.PathLike[str] | bytes | memoryview) -> FlyFile:  # noqa: A001
+def open(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> FlyFile:  # noqa: A001
     """Open a .fly file by path (memory-mapped) or from bytes.
 
     Raises
@@ -233,7 +240,7 @@ def open(source: str | os.PathLike[str] | bytes | memoryview) -> FlyFile:  # noq
     OSError
         The file cannot be read.
     """
-    if isinstance(source, (bytes, memoryview)):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return FlyFile(source)
     path = Path(source)
     with path.open("rb") as file:
@@ -324,7 +331,12 @@ def _decode(section: Section, body: memoryview) -> Stored:
         arrays[part.role] = _decode_part(part, body[offset : offset + part.length])
         offset += part.length
     if section.grid is None:
+        if arrays["data"].dtype == np.bool_ and arrays["data"].view(np.uint8).max(initial=0) > 1:
+            raise CorruptStreamError("data: a bool is neither 0 nor 1")
         return PlainTensor(values=arrays["data"].reshape(section.shape), dtype=section.dtype)
+    for role in ("scales", "zero_points"):
+        if role in arrays and not np.isfinite(arrays[role]).all():
+            raise CorruptStreamError(f"{role}: a value is not finite")
     codes = (arrays["codes"].astype(np.int16) + section.grid.lo).astype(np.int8)
     return QuantizedTensor(
         shape=section.shape,

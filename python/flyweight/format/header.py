@@ -5,6 +5,7 @@ Every writer stands above its reader. The bytes are specified in docs/format.md.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flyweight.codecs.codec import MAX_SYMBOLS_PER_BYTE
+from flyweight.codecs.codec import is_credible
 from flyweight.codecs.layout import plane_specs
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 from flyweight.format.wire import Reader, write_varint, write_zigzag
@@ -49,6 +50,9 @@ KIND_PLAIN = 0
 KIND_QUANTIZED = 1
 KIND_CAST = 2
 MAX_AXES = 8
+MAX_ELEMENTS = 1 << 40
+"""Of a tensor, axes of size 0 left out."""
+MAX_NAME_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,7 @@ def write_directory(directory: Directory) -> bytes:
         out += struct.pack("<I", entry[1]) if entry else b""
     previous = b""
     for section in directory.sections:
-        name = section.name.encode("utf-8")
+        name = _encoded_name(section.name)
         if name <= previous and previous:
             raise InvalidArgumentError(f"tensor {section.name!r} is out of order or there twice")
         out += _write_name(name, previous) + _write_section(section)
@@ -167,6 +171,18 @@ def read_directory(data: bytes | memoryview) -> Directory:
     return Directory(config=extras[0], metadata=extras[1], sections=tuple(sections))
 
 
+def _encoded_name(name: str) -> bytes:
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"tensor name {name!r} cannot be written as UTF-8") from None
+    if len(encoded) > MAX_NAME_BYTES:
+        raise InvalidArgumentError(
+            f"tensor name {name[:40]!r}... has {len(encoded)} bytes, more than {MAX_NAME_BYTES}"
+        )
+    return encoded
+
+
 def _write_name(name: bytes, previous: bytes) -> bytes:
     shared = 0
     while shared < min(len(name), len(previous)) and name[shared] == previous[shared]:
@@ -180,7 +196,12 @@ def _read_name(reader: Reader, previous: bytes) -> bytes:
         raise CorruptStreamError(
             f"directory: a name shares {shared} bytes with one of {len(previous)}"
         )
-    return previous[:shared] + reader.take(reader.varint())
+    name = previous[:shared] + reader.take(reader.varint())
+    if len(name) > MAX_NAME_BYTES:
+        raise CorruptStreamError(
+            f"directory: a name of {len(name)} bytes, expected at most {MAX_NAME_BYTES}"
+        )
+    return name
 
 
 def _write_section(section: Section) -> bytes:
@@ -211,6 +232,8 @@ def _read_section(reader: Reader, name: str) -> Section:
     if axes > MAX_AXES:
         raise CorruptStreamError(f"{axes} axes, expected at most {MAX_AXES}")
     shape = tuple(reader.varint() for _ in range(axes))
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise CorruptStreamError(f"shape {shape} has more than {MAX_ELEMENTS} elements")
     grid = None
     wanted: list[tuple[str, tuple[int, int], np.dtype[Any], int]] = []
     if kind == KIND_QUANTIZED:
@@ -229,6 +252,8 @@ def _read_section(reader: Reader, name: str) -> Section:
         raise UnsupportedError(f"kind {kind} is not known to this version")
     if kind != KIND_PLAIN and DTYPE_IDS[dtype] not in FLOAT_IDS:
         raise CorruptStreamError(f"weights cannot come back as {dtype}")
+    if kind == KIND_CAST and (DTYPE_IDS[wanted[0][2]] not in FLOAT_IDS or wanted[0][2] == dtype):
+        raise CorruptStreamError(f"{dtype} weights cannot be cast from {wanted[0][2]}")
     parts = tuple(_read_part(reader, *each) for each in wanted)
     return Section(
         name=name, shape=shape, dtype=dtype, grid=grid, parts=parts, checksum=reader.u32()
@@ -250,11 +275,8 @@ def _read_part(
             raise CorruptStreamError(
                 f"{role}: {spec.count} symbols in {length} bytes of codec {codec_id}"
             )
-        if spec.count > length * MAX_SYMBOLS_PER_BYTE:
-            raise CorruptStreamError(
-                f"{role}: {spec.count} symbols in {length} bytes, "
-                f"more than {MAX_SYMBOLS_PER_BYTE} a byte"
-            )
+        if not is_credible(spec.count, length):
+            raise CorruptStreamError(f"{role}: {spec.count} symbols cannot be in {length} bytes")
     return Part(
         role=role,
         shape=shape,

@@ -166,9 +166,11 @@ def read_pairs(data: bytes | memoryview) -> dict[str, str]:
     """Metadata from its bytes."""
     reader = Reader(data, "metadata")
     pairs: dict[str, str] = {}
+    last = b""
     while not reader.is_done:
         key = reader.text()
-        if key in pairs:
-            raise CorruptStreamError(f"metadata: key {key!r} is there twice")
+        if pairs and key.encode("utf-8") <= last:
+            raise CorruptStreamError(f"metadata: key {key!r} is out of order or there twice")
+        last = key.encode("utf-8")
         pairs[key] = reader.text()
     return pairs

@@ -35,8 +35,9 @@ def row_max_scales(weights: NDArray[np.float32], grid: Grid) -> AnyArray:
 def sdclip_scales(weights: NDArray[np.float32], grid: Grid, *, k: float) -> AnyArray:
     """Steps of ``k`` standard deviations over the largest code (SDClip).
 
-    The step, not the bit width, sets the coded size: a Gaussian row costs about
-    ``log2(std / step) + 2.05`` bits a weight.
+    Deviations are taken about zero, as the grid is symmetric about it: the root mean square. The
+    step, not the bit width, sets the coded size: a Gaussian row costs about
+    ``log2(rms / step) + 2.05`` bits a weight.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def sdclip_scales(weights: NDArray[np.float32], grid: Grid, *, k: float) -> AnyA
 
     Returns
     -------
-    (rows, groups) of the grid's scale dtype; a group without spread gets its row-max step
+    (rows, groups) of the grid's scale dtype; zero for a group of zeros
 
     References
     ----------
@@ -55,9 +56,7 @@ def sdclip_scales(weights: NDArray[np.float32], grid: Grid, *, k: float) -> AnyA
     if not k > 0:
         raise InvalidArgumentError(f"k must be more than 0, got {k}")
     grouped = _by_group(weights, grid).astype(np.float64)
-    steps = np.nanstd(grouped, axis=2) * (k / grid.hi)
-    flat = steps == 0
-    steps[flat] = np.nanmax(np.abs(grouped), axis=2)[flat] / grid.hi
+    steps = np.sqrt(np.nanmean(grouped**2, axis=2)) * (k / grid.hi)
     return _stored(steps, grouped, grid)
 
 
@@ -83,7 +82,7 @@ def _stored(steps: AnyArray, grouped: AnyArray, grid: Grid) -> AnyArray:
         row = int(np.unravel_index(int(steps.argmax()), steps.shape)[0])
         raise InvalidArgumentError(
             f"row {row} needs a scale of {steps.max():.4g}, more than {dtype} can hold: "
-            "use scale_dtype float32"
+            "keep the tensor lossless, or scale the weights down"
         )
     scales = steps.astype(dtype)
     needed = (scales == 0) & (np.nanmax(np.abs(grouped), axis=2, initial=0.0) > 0)

@@ -6,7 +6,7 @@ Cholesky factor, and the way out when a Hessian cannot be factored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +64,13 @@ def quantize_matrix(
     Raises
     ------
     InvalidArgumentError
-        Shapes do not match, or a weight, scale or Hessian entry is not finite.
+        Shapes do not match, a weight, scale or Hessian entry is not finite, or the Hessian is not
+        symmetric or has a negative diagonal.
 
     Notes
     -----
-    Never fails on a Hessian: damping grows tenfold until the matrix can be factored, and after
-    ``MAX_DAMPING_STEPS`` attempts the matrix is rounded to nearest instead.
+    Never fails on a second moment: damping grows tenfold until the matrix can be factored, and
+    after ``MAX_DAMPING_STEPS`` attempts the matrix is rounded to nearest instead.
 
     References
     ----------
@@ -89,7 +90,11 @@ def quantize_matrix(
         )
     _check_finite(hessian, "hessian")
     diagonal = np.diagonal(hessian)
-    dead = diagonal <= 0
+    _check_second_moment(hessian, diagonal)
+    dead = diagonal == 0
+    if dead.all():  # calibration saw nothing: no error to feed back, and no reason for zeros
+        rounded = quantize_matrix(weights, scales, grid, zero_points=zero_points)
+        return replace(rounded, dead_columns=cols)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(cols)
     live = np.where(dead, np.float32(0), weights)
     factor, used = inverse_factor(hessian[np.ix_(order, order)], damp_ratio=damp_ratio)
@@ -192,6 +197,18 @@ def _run(
         hi=grid.hi,
         block_cols=block_cols,
     )
+
+
+def _check_second_moment(hessian: NDArray[np.float32], diagonal: NDArray[np.float32]) -> None:
+    """Refuse what cannot be a mean of ``x x^T``."""
+    if (diagonal < 0).any():
+        column = int(np.argmax(diagonal < 0))
+        raise InvalidArgumentError(
+            f"hessian has {diagonal[column]} on its diagonal at column {column}, expected 0 or more"
+        )
+    skew = float(np.abs(hessian - hessian.T).max())
+    if skew > 1e-3 * float(np.abs(hessian).max()):
+        raise InvalidArgumentError(f"hessian is not symmetric: entries differ by up to {skew:.3g}")
 
 
 def _check_finite(array: NDArray[np.float32], name: str) -> None:

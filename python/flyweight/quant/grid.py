@@ -92,8 +92,10 @@ class Grid:
         ----------
         docs/format.md, "Dequantization".
         """
-        groups = self.column_groups(codes.shape[1])
         values = codes.astype(np.float32)
+        if not values.size:
+            return values
+        groups = self.column_groups(codes.shape[1])
         if zero_points is not None:
             values -= zero_points.astype(np.float32)[:, groups]
         values *= scales.astype(np.float32)[:, groups]

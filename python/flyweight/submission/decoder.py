@@ -56,6 +56,8 @@ class FlyPart(NamedTuple):
             bits = np.unpackbits(symbols, bitorder="little")[: math.prod(self.shape) * width]
             weights = (1 << np.arange(width)).astype(np.uint8)
             symbols = (bits.reshape(-1, width) * weights).sum(axis=1, dtype=np.uint8)
+            if symbols.max(initial=0) >= self.alphabet:
+                raise FlyError("packed symbols are outside the alphabet")
         return symbols.view(dtype).reshape(self.shape)
 
 
@@ -132,6 +134,8 @@ class FlyReader:
         parts = []
         for part in wanted:
             layout = self.take(1)[0]
+            if layout > 3:
+                raise FlyError(f"layout id {layout} is not known")
             planes = np.dtype(FLY_DTYPES[part[0]]).itemsize if layout == 2 else 1
             streams = [(self.take(1)[0], self.varint()) for _ in range(planes)]
             parts.append(FlyPart(*part, layout, streams))
@@ -173,6 +177,16 @@ def decode_fly(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]
     FlyError
         A checksum or a rule of the format is broken.
     """
+    try:
+        return decode_checked(data)
+    except FlyError:
+        raise
+    except (KeyError, IndexError, ValueError, OverflowError, MemoryError, struct.error) as error:
+        raise FlyError(f"the file is damaged: {error!r}") from error
+
+
+def decode_checked(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]:
+    """See :func:`decode_fly`; damage that no rule here catches ends in other errors."""
     if len(data) < 18 or data[:6] != b"\x89FLY\x01\x00":
         raise FlyError("not a .fly file of version 1")
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
@@ -182,10 +196,12 @@ def decode_fly(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]
     head.take(4 if config_length else 0)
     metadata_length = head.varint()
     head.take(4 if metadata_length else 0)
-    raw, entries = b"", []
+    raw, entries = b"", list[FlyEntry]()
     for _ in range(count):
         shared = head.varint()
-        raw = raw[:shared] + head.take(head.varint())
+        earlier, raw = raw, raw[:shared] + head.take(head.varint())
+        if len(raw) > 1024 or (entries and raw <= earlier):
+            raise FlyError("a tensor name is too long, out of order or there twice")
         entries.append(head.entry(raw.decode("utf-8")))
     at = head.at + config_length
     config = FlyReader(data[:at], head.at).fields()
@@ -194,7 +210,10 @@ def decode_fly(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]
     for entry in entries:
         for part in entry.parts:
             for codec, size in part.streams:
-                planes.append((codec, data[at : at + size], *part.plane()))
+                symbols, alphabet = part.plane()
+                if symbols > (1 << 16) + (size << 14):
+                    raise FlyError(f"{symbols} symbols cannot be in {size} bytes")
+                planes.append((codec, data[at : at + size], symbols, alphabet))
                 at += size
     if at + 4 != len(data):
         raise FlyError("the sections do not tile the file")
@@ -224,9 +243,9 @@ def decode_planes(planes: list[tuple[int, bytes, int, int]]) -> list[NDArray[np.
         jobs.sort(key=lambda job: -job.symbols)
         for job, symbols in zip(jobs, decode_ans(jobs), strict=True):
             out[job.place] = symbols
-    for (_, _, count, _), symbols in zip(planes, out, strict=True):
-        if len(symbols) != count:
-            raise FlyError(f"a stream holds {len(symbols)} symbols, expected {count}")
+    for (_, _, count, alphabet), symbols in zip(planes, out, strict=True):
+        if len(symbols) != count or symbols.max(initial=0) >= alphabet:
+            raise FlyError(f"a stream does not hold {count} symbols below {alphabet}")
     return out
 
 
@@ -237,12 +256,19 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
     if codec == 2:
         import zstandard
 
-        decompressor = zstandard.ZstdDecompressor()
-        return decompressor.decompress(stream, max_output_size=count, allow_extra_data=False)
+        try:
+            return zstandard.ZstdDecompressor().decompress(
+                stream, max_output_size=count, allow_extra_data=False
+            )
+        except zstandard.ZstdError as error:
+            raise FlyError(f"zstd: {error}") from error
     if codec == 3:
         import brotli
 
-        return bytes(brotli.decompress(stream))
+        try:
+            return bytes(brotli.decompress(stream))
+        except brotli.error as error:
+            raise FlyError(f"brotli: {error}") from error
     raise FlyError(f"codec id {codec} is not known")
 
 
