@@ -97,7 +97,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises
     ------
-    OSError
+    DataError
         The disk is full or the folder cannot be written; the previous file is intact.
     """
     with atomic_path(path) as temporary:
@@ -106,8 +106,25 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A sibling temporary path that replaces ``path`` when the block ends without an error."""
+    """A sibling temporary path that replaces ``path`` when the block ends without an error.
+
+    Raises
+    ------
+    DataError
+        The disk is full or the folder cannot be written; the previous file is intact.
+    """
     target = Path(path)
+    try:
+        with _replacing(target) as temporary:
+            yield temporary
+    except OSError as error:
+        raise DataError(
+            f"{target}: not written, what was there before is intact: {error.strerror or error}"
+        ) from error
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)

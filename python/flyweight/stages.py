@@ -8,12 +8,14 @@ recipe redoes exactly what depends on the change.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +43,11 @@ __all__ = ["STAGES", "Run", "run_stages"]
 
 STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
 MANIFEST = "run.json"
+LOCK = ".lock"
 CHECKPOINT = "train/model.safetensors"
+TRAIN_STATE = "train/state.safetensors"
+TRAIN_LOG = "train/log.jsonl"
+TRAIN_KEY = "train/.key"
 HESSIANS = "hessian/hessian.safetensors"
 CODES = "quantize/codes.safetensors"
 MODEL = "code/model.fly"
@@ -104,7 +110,8 @@ def run_stages(
     InvalidArgumentError
         A stage is unknown, or data is missing.
     DataError
-        A stage before was not run, the data does not fit the recipe, or a file was changed.
+        A stage before was not run, or was run with another recipe, seed or data; the data does not
+        fit the recipe; a file was changed; another process is running in the folder.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -113,17 +120,18 @@ def run_stages(
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
     folder = Path(out)
-    run = Run(
-        recipe=recipe,
-        seed=recipe.seed if seed is None else seed,
-        folder=folder,
-        data=_prepare_data(recipe, folder, data, report),
-        report=report,
-    )
-    run.manifest = _open_manifest(run)
-    for stage in STAGES:
-        if stage in stages:
-            _do_stage(run, stage)
+    with _locked(folder):
+        run = Run(
+            recipe=recipe,
+            seed=recipe.seed if seed is None else seed,
+            folder=folder,
+            data=_prepare_data(recipe, folder, data, report),
+            report=report,
+        )
+        run.manifest = _open_manifest(run)
+        for stage in STAGES:
+            if stage in stages:
+                _do_stage(run, stage)
     return run
 
 
@@ -133,11 +141,28 @@ def run_stages(
 def _train(run: Run) -> dict[str, Any]:
     from flyweight.train.trainer import train
 
+    _drop_foreign_state(run)
     result = train(
         run.recipe.model, run.recipe.train, run.data.folder, run.path("train"), seed=run.seed
     )
     facts = asdict(result)
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
+
+
+def _drop_foreign_state(run: Run) -> None:
+    """Keep a training state only if it was made under this key.
+
+    The schedule follows the budget, so the state of a run with another one is not on the way to
+    the weights that this run is to give, even where it could be loaded.
+    """
+    key, path = _key(run, "train", {}), run.path(TRAIN_KEY)
+    if path.exists() and path.read_bytes() == key.encode():
+        return
+    if run.path(TRAIN_STATE).exists():
+        run.report("train: the state is of another recipe, seed or data; training starts anew")
+    run.path(TRAIN_STATE).unlink(missing_ok=True)
+    run.path(TRAIN_LOG).unlink(missing_ok=True)
+    atomic_write(path, key.encode())
 
 
 def _hessian(run: Run) -> dict[str, Any]:
@@ -225,7 +250,7 @@ def _bundle(run: Run) -> dict[str, Any]:
         artifact=run.path(MODEL),
         data=run.data,
         manifest=run.manifest,
-        train_log=run.path("train/log.jsonl"),
+        train_log=run.path(TRAIN_LOG),
     )
     return facts
 
@@ -255,7 +280,7 @@ _WORK = {
     "train": _Stage(
         work=_train,
         inputs=(),
-        outputs=(CHECKPOINT, "train/log.jsonl"),
+        outputs=(CHECKPOINT, TRAIN_LOG),
         config=lambda run: {
             "model": resolve(run.recipe.model),
             "train": resolve(run.recipe.train),
@@ -311,6 +336,7 @@ _WORK = {
 def _do_stage(run: Run, name: str) -> None:
     stage = _WORK[name]
     done: dict[str, Any] = run.manifest["stages"]
+    _check_earlier(run, name)
     inputs = {}
     for path in stage.inputs:
         maker = path.split("/", 1)[0]
@@ -319,9 +345,7 @@ def _do_stage(run: Run, name: str) -> None:
         inputs[path] = _tree_hash(run.path(path))
         if inputs[path] != done[maker]["outputs"].get(path):
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
-    key = hashlib.sha256(
-        _json({"stage": name, "inputs": inputs, "config": stage.config(run)})
-    ).hexdigest()
+    key = _key(run, name, inputs)
     if _is_done(run, name, key):
         run.report(f"{name}: done before")
         return
@@ -337,10 +361,31 @@ def _do_stage(run: Run, name: str) -> None:
         "seconds": round(seconds, 3),
         "inputs": inputs,
         "outputs": {path: _tree_hash(run.path(path)) for path in stage.outputs},
+        "versions": _versions(),
+        "machine": _machine(),
         "facts": facts,
     }
+    if name == "train":
+        run.manifest |= {part: done[name][part] for part in ("versions", "machine")}
     atomic_write(run.path(MANIFEST), _json(run.manifest))
     run.report(f"{name}: {seconds:.1f} s")
+
+
+def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
+    """What a stage is recorded under: a hash over its config and the hashes of its inputs."""
+    config = _WORK[name].config(run)
+    return hashlib.sha256(_json({"stage": name, "inputs": inputs, "config": config})).hexdigest()
+
+
+def _check_earlier(run: Run, name: str) -> None:
+    """Refuse to go on from stages that another recipe, seed or data were given to."""
+    for earlier in STAGES[: STAGES.index(name)]:
+        entry = run.manifest["stages"].get(earlier)
+        if entry is not None and entry["key"] != _key(run, earlier, entry["inputs"]):
+            raise DataError(
+                f"{run.folder}: stage {earlier} was run with another recipe, seed or data; "
+                "run it again"
+            )
 
 
 def _is_done(run: Run, name: str, key: str) -> bool:
@@ -355,13 +400,9 @@ def _is_done(run: Run, name: str, key: str) -> bool:
 
 def _open_manifest(run: Run) -> dict[str, Any]:
     """The manifest of the folder, brought up to date with this call, or a new one."""
-    path = run.path(MANIFEST)
-    stages: dict[str, Any] = {}
-    if path.exists():
-        try:
-            stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not the manifest of a run: {error}") from error
+    stages = _read_entries(run.path(MANIFEST))
+    # The machine of a run is the one that trained, wherever later stages are done.
+    trained = stages.get("train", {})
     return {
         "schema": 1,
         "recipe": resolve(run.recipe),
@@ -374,10 +415,53 @@ def _open_manifest(run: Run) -> dict[str, Any]:
             "val_bytes": run.data.val.scored_bytes,
             "val_shards": [shard.sha256 for shard in run.data.val.shards],
         },
-        "versions": _versions(),
-        "machine": _machine(),
+        "versions": trained.get("versions") or _versions(),
+        "machine": trained.get("machine") or _machine(),
         "stages": stages,
     }
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
+    """The entries of the stages done, by name; none where there is no manifest yet."""
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not the manifest of a run: {error}") from error
+    stages = manifest.get("stages") if isinstance(manifest, dict) else None
+    if not isinstance(stages, dict):
+        raise DataError(f"{path}: not the manifest of a run: it has no table of stages")
+    for name, entry in stages.items():
+        if name not in STAGES or not _is_entry(entry):
+            raise DataError(f"{path}: not the manifest of a run: stage {name!r} is not an entry")
+    return stages
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    tables = (entry.get("inputs"), entry.get("outputs"), entry.get("facts"))
+    return (
+        all(isinstance(table, dict) for table in tables)
+        and isinstance(entry.get("seconds"), (int, float))
+        and isinstance(entry.get("key", 0), (str, type(None)))
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a RUN folder against other processes; the lock ends with the process at the latest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another process is running in this folder") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _prepare_data(
@@ -444,15 +528,22 @@ def _machine() -> dict[str, Any]:
 
 
 def _tree_hash(path: Path) -> str:
-    """SHA-256 of a file, or over the names and hashes of all files below a folder."""
+    """SHA-256 of a file, or over the names and hashes of all files below a folder.
+
+    Names that begin with a dot are temporaries that a kill left behind.
+    """
     if not path.is_dir():
         return _sha256(path)
     lines = [
         f"{file.relative_to(path).as_posix()} {_sha256(file)}\n"
         for file in sorted(path.rglob("*"))
-        if file.is_file()
+        if file.is_file() and not _is_hidden(file.relative_to(path))
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sha256(path: Path) -> str:

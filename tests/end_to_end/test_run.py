@@ -250,3 +250,98 @@ def test_resolved_recipes_are_in_the_manifest(
 ) -> None:
     run, _ = finished
     assert run.manifest["recipe"] == json.loads(json.dumps(resolve(recipe)))
+
+
+def test_another_budget_rate_or_seed_trains_anew(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    from dataclasses import replace
+
+    def trained(name: str, recipe: Recipe, **limits: int) -> bytes:
+        run = run_stages(recipe, out=tmp_path / name, data=data, stages=["train"], **limits)
+        return run.path("train/model.safetensors").read_bytes()
+
+    optim = replace(recipe.train.optim, matrix_lr=0.5)
+    changed = replace(recipe, train=replace(recipe.train, optim=optim))
+    trained("one", recipe, max_steps=3)
+    assert trained("one", recipe, max_steps=6) == trained("two", recipe, max_steps=6)
+    assert trained("one", changed) == trained("three", changed)
+    assert trained("one", recipe, seed=9) == trained("four", recipe, seed=9)
+
+
+def test_a_damaged_log_or_torn_ledger_stops_nothing(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    run = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    log = run.path("train/log.jsonl")
+    whole = log.read_bytes()
+    log.write_bytes(b"\xff\n{}\n[]\n" + whole)
+    (tmp_path / "score").mkdir()
+    (tmp_path / "score/float.ledger").write_bytes(b"FLYLED")
+    (tmp_path / "score/sliding.ledger").write_bytes(b"")
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    assert log.read_bytes() == whole
+
+
+def test_stages_of_another_recipe_or_seed_are_refused(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    from dataclasses import replace
+
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:3])
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(DataError, match="stage train was run with another recipe, seed or data"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["code"], seed=999)
+    other = replace(recipe, quantize=replace(recipe.quantize, act_order=False))
+    with pytest.raises(DataError, match="stage quantize was run with another recipe"):
+        run_stages(other, out=tmp_path, data=data, stages=["code"])
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_the_machine_of_a_run_is_the_one_that_trained(
+    tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_stages(recipe, out=tmp_path, data=data, stages=["train"]).manifest
+    monkeypatch.setattr("flyweight.stages._machine", lambda: {"system": "elsewhere"})
+    second = run_stages(recipe, out=tmp_path, data=data, stages=["hessian"]).manifest
+    assert second["machine"] == first["machine"] == second["stages"]["train"]["machine"]
+    assert second["stages"]["hessian"]["machine"] == {"system": "elsewhere"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"[]",
+        b"[" * 100_000,
+        b"{}",
+        b'{"stages": null}',
+        b'{"stages": {"train": 1}}',
+        b'{"stages": {"train": {"key": "a", "seconds": 1, "inputs": {}, "facts": {}}}}',
+        b'{"stages": {"brew": {}}}',
+    ],
+)
+def test_a_damaged_manifest_is_named(
+    tmp_path: Path, recipe: Recipe, data: Path, content: bytes
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"run.json: not the manifest of a run"):
+        run_stages(recipe, out=tmp_path, data=data, stages=["train"])
+
+
+def test_one_process_at_a_time(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    import fcntl
+
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is running in this folder"):
+            run_stages(recipe, out=tmp_path, data=data, stages=["train"])
+    run_stages(recipe, out=tmp_path, data=data, stages=["train"])
+
+
+def test_temporaries_do_not_change_what_is_done(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    (tmp_path / "score/.float.json.abc.tmp").write_bytes(b"half")
+    lines: list[str] = []
+    run_stages(recipe, out=tmp_path, data=data, stages=["score"], report=lines.append)
+    assert lines == ["score: done before"]

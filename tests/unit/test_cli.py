@@ -186,3 +186,25 @@ def test_recipes_are_shown_with_their_parameters(capsys) -> None:
     assert facts["recipe"]["model"]["model_dim"] == 128
     assert exit_code("recipe", "list") == 0
     assert "tiny-sp1024" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--seed", -1),
+        ("--seed", 1 << 63),
+        ("--steps", 0),
+        ("--max-seconds", 0),
+        ("--max-seconds", "nan"),
+        ("--max-seconds", "inf"),
+        (),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "train"])
+def test_limits_out_of_range_and_missing_data_are_2(
+    tmp_path: Path, verb: str, flags: tuple, capsys
+) -> None:
+    pytest.importorskip("torch", reason="stages are in the extra [train]")
+    assert exit_code(verb, "tiny-sp1024", "--out", tmp_path / "run", *flags) == 2
+    assert (flags[0] if flags else "give --data") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

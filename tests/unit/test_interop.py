@@ -77,6 +77,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path) -> None:
             temporary.symlink_to("/dev/full")
             temporary.write_bytes(b"new")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match="file: not written, .* is intact: No space left"):
         write_to_full_disk()
     assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(DataError, match=r"below: not written, .*: (Not a directory|File exists)"):
+        atomic_write(tmp_path / "file" / "below", b"new")

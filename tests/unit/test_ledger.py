@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flyweight.errors import DataError, InvalidArgumentError
-from flyweight.evaluate.ledger import Ledger, read_ledger
+from flyweight.evaluate.ledger import Ledger, ledger_binding, read_ledger
 
 BINDING = bytes(range(32))
 NATS = np.array([0.5, 0.0, 2.25, 1e-30, 7.0, 3.5, 0.125])
@@ -191,3 +191,26 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ledger.append(3, NATS[3:4])
         ledger.append(4, NATS[4:7])
     np.testing.assert_array_equal(read_ledger(path).nats, NATS)
+
+
+def test_the_binding_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    data = write_all(path)
+    assert ledger_binding(path) == BINDING
+    path.write_bytes(data[:63])
+    assert ledger_binding(path) is None
+    path.write_bytes(data[:8] + b"\x02" + data[9:])
+    with pytest.raises(DataError, match="version"):
+        ledger_binding(path)
+
+
+def test_a_header_of_too_many_targets_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    fields = b"FLYLEDGR" + struct.pack("<IIQ", 1, 0, 1 << 62) + BINDING
+    path.write_bytes(fields + hashlib.sha256(fields).digest()[:8])
+    with pytest.raises(DataError, match="more than memory holds"):
+        read_ledger(path)
+    with pytest.raises(DataError, match="expected 7"):
+        read_ledger(path, targets=7)
+    with pytest.raises(DataError, match="remove it to score anew"):
+        open_ledger(path)

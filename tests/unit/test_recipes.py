@@ -52,6 +52,13 @@ def test_names() -> None:
         (("score", "sliding", "stride"), 0, "stride=0"),
         (("calibrate", "batches"), 0, "batches"),
         (("budget_bytes",), 0, "budget_bytes"),
+        (("seed",), -1, "seed must be 0 to"),
+        (("seed",), 1 << 63, "seed must be 0 to"),
+        (("code", "codec"), "zip", "no codec 'zip'; there are"),
+        (("score", "ttt", "seq_len"), 512, "score.ttt.seq_len 512 is more than model.seq_len 256"),
+        (("quantize", "damp_ratio"), float("nan"), "damp_ratio must be finite"),
+        (("quantize", "rules", 0, "k"), float("inf"), "k must be finite"),
+        (("quantize", "rules", 0, "k"), 10**400, "k must be finite"),
         (("data",), 3, "data must be a table"),
         (("train", "checkpoint_seconds"), float("inf"), "checkpoint_seconds must be finite"),
         (("train", "grad_clip"), float("nan"), "grad_clip must be finite"),
@@ -84,4 +91,10 @@ def test_broken_toml(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("name = ")
     with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(str(path))
+    path.write_bytes(b"name = '\xff'")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(str(path))
+    path.write_text("name = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match="nested too deeply"):
         load_recipe(str(path))

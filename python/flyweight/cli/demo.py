@@ -9,6 +9,7 @@ import brotli
 import click
 
 from flyweight.cli.output import emit, json_option, note, table
+from flyweight.cli.run import SEED, STEPS
 from flyweight.cli.summary import check_audit, run_facts, run_text
 from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.recipes.load import load_recipe
@@ -25,8 +26,8 @@ __all__ = ["command"]
     show_default=True,
     help="RUN folder; a second call goes on there.",
 )
-@click.option("--seed", type=int, help="Instead of the recipe's seed.")
-@click.option("--steps", type=int, help="Training steps, instead of the recipe's budget.")
+@click.option("--seed", type=SEED, help="Instead of the recipe's seed.")
+@click.option("--steps", type=STEPS, help="Training steps, instead of the recipe's budget.")
 @json_option
 def command(out: Path, seed: int | None, steps: int | None, as_json: bool) -> None:
     """Train, quantize, code, score and audit a small model on prose that Python carries."""

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flyweight.cli.output import emit, json_option, note
 from flyweight.cli.summary import check_audit, run_facts, run_text
 from flyweight.recipes.load import load_recipe
+from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, run_stages
 
-__all__ = ["command"]
+__all__ = ["SECONDS", "SEED", "STEPS", "command", "load_for_run"]
+
+
+class _Seconds(click.FloatRange):
+    """A positive number; a range alone lets NaN and infinity pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is not a finite number.", param, ctx)
+        return seconds
+
+
+SEED = click.IntRange(min=0, max=(1 << 63) - 1)
+STEPS = click.IntRange(min=1)
+SECONDS = _Seconds(min=0, min_open=True)
+
+
+def load_for_run(name: str, data: Path | None) -> Recipe:
+    """A recipe, once it is sure that it has data."""
+    recipe = load_recipe(name)
+    if data is None and recipe.data.source == "folder":
+        raise click.UsageError(f"recipe {recipe.name} needs a data folder: give --data")
+    return recipe
 
 
 @click.command(epilog="Example: flyweight run tiny-sp1024 --data shards/ --out runs/first")
 @click.argument("recipe")
 @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
-@click.option("--max-seconds", type=float, help="Training clock, instead of the recipe's budget.")
-@click.option("--steps", type=int, help="Training steps, instead of the recipe's budget.")
-@click.option("--seed", type=int, help="Instead of the recipe's seed.")
+@click.option("--max-seconds", type=SECONDS, help="Training clock, instead of the recipe's budget.")
+@click.option("--steps", type=STEPS, help="Training steps, instead of the recipe's budget.")
+@click.option("--seed", type=SEED, help="Instead of the recipe's seed.")
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="Last stage to run.")
 @json_option
 def command(
@@ -35,7 +63,7 @@ def command(
 ) -> None:
     """Run the stages of a recipe; a second call goes on where the first one stopped."""
     run = run_stages(
-        load_recipe(recipe),
+        load_for_run(recipe, data),
         out=out,
         data=data,
         seed=seed,

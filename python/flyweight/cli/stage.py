@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from flyweight.cli.output import emit, json_option, note
+from flyweight.cli.run import SECONDS, SEED, STEPS, load_for_run
 from flyweight.cli.summary import run_facts, run_text
-from flyweight.recipes.load import load_recipe
 from flyweight.stages import run_stages
 
 __all__ = ["stage_command"]
@@ -34,9 +34,9 @@ def stage_command(stage: str) -> click.Command:
     @click.argument("recipe")
     @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
-    @click.option("--max-seconds", type=float, help="Training clock, if it was given to train.")
-    @click.option("--steps", type=int, help="Training steps, if they were given to train.")
-    @click.option("--seed", type=int, help="Seed, if it was given to train.")
+    @click.option("--max-seconds", type=SECONDS, help="Training clock, if it was given to train.")
+    @click.option("--steps", type=STEPS, help="Training steps, if they were given to train.")
+    @click.option("--seed", type=SEED, help="Seed, if it was given to train.")
     @json_option
     def command(
         recipe: str,
@@ -48,7 +48,7 @@ def stage_command(stage: str) -> click.Command:
         as_json: bool,
     ) -> None:
         run = run_stages(
-            load_recipe(recipe),
+            load_for_run(recipe, data),
             out=out,
             data=data,
             seed=seed,

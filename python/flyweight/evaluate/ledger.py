@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from flyweight.errors import DataError, InvalidArgumentError
 
-__all__ = ["Ledger", "LedgerFile", "read_ledger"]
+__all__ = ["Ledger", "LedgerFile", "ledger_binding", "read_ledger"]
 
 _LEDGER_MAGIC = b"FLYLEDGR"
 _LEDGER_VERSION = 1
@@ -54,6 +54,7 @@ _LEDGER_SIZES = struct.Struct("<QQ")
 _LEDGER_CHECK = 8
 _LEDGER_HEADER = _LEDGER_FIELDS.size + _LEDGER_CHECK
 _LEDGER_HEAD = _LEDGER_SIZES.size + _LEDGER_CHECK
+_LEDGER_REMEDY = "; remove the file to score anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,31 +73,65 @@ class LedgerFile:
     """Bytes up to the end of the last whole record."""
 
 
-def read_ledger(path: str | os.PathLike[str]) -> LedgerFile:
+def read_ledger(path: str | os.PathLike[str], *, targets: int | None = None) -> LedgerFile:
     """A ledger, every hash checked; the file is not changed.
+
+    Parameters
+    ----------
+    path : the file
+    targets : how many the stream has, where that is known; a header that says otherwise is refused
+        before memory is taken for its scores
 
     Raises
     ------
     DataError
-        The file is missing or no ledger, or a record was changed; the message names the chunk.
+        The file is missing or no ledger, is of another number of targets or of more than memory
+        holds, or a record was changed; the message names the chunk.
     """
     try:
-        return _parse_ledger(Path(path).read_bytes(), os.fspath(path))
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: no readable ledger: {error}") from error
+    found, _ = _parse_ledger_header(data, os.fspath(path))
+    if targets is not None and found != targets:
+        raise DataError(f"{path}: ledger of {found} targets, expected {targets}")
+    return _parse_ledger(data, os.fspath(path))
+
+
+def ledger_binding(path: str | os.PathLike[str]) -> bytes | None:
+    """What a ledger on disk is of; None if it was torn in its header, so that it has no score.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, is no ledger, or its header was changed.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_LEDGER_HEADER)
+    except OSError as error:
+        raise DataError(f"{path}: no readable ledger: {error}") from error
+    if len(data) < _LEDGER_HEADER:
+        return None
+    return _parse_ledger_header(data, os.fspath(path))[1]
 
 
 def _parse_ledger(data: bytes, path: str) -> LedgerFile:
     targets, binding = _parse_ledger_header(data, path)
     chain, offset = hashlib.sha256(data[:_LEDGER_HEADER]).digest(), _LEDGER_HEADER
-    nats = np.full(targets, np.nan)
+    try:
+        nats = np.full(targets, np.nan)
+    except (MemoryError, ValueError) as error:
+        raise DataError(f"{path}: ledger of {targets} targets, more than memory holds") from error
     records: list[tuple[int, int]] = []
     while len(data) - offset >= _LEDGER_HEAD:
         where = f"{path}: ledger chunk {len(records)} (byte {offset})"
         sizes = data[offset : offset + _LEDGER_SIZES.size]
         check = data[offset + _LEDGER_SIZES.size : offset + _LEDGER_HEAD]
         if check != _ledger_check(chain + sizes):
-            raise DataError(f"{where}: its sizes were changed after they were written")
+            raise DataError(
+                f"{where}: its sizes were changed after they were written{_LEDGER_REMEDY}"
+            )
         first, count = _LEDGER_SIZES.unpack(sizes)
         end = offset + _LEDGER_HEAD + 8 * count
         if len(data) - end < len(chain):
@@ -104,7 +139,9 @@ def _parse_ledger(data: bytes, path: str) -> LedgerFile:
         body = data[offset + _LEDGER_HEAD : end]
         chain = hashlib.sha256(chain + sizes + body).digest()
         if data[end : end + len(chain)] != chain:
-            raise DataError(f"{where}: its scores do not match its hash: they were changed")
+            raise DataError(
+                f"{where}: its scores do not match its hash: they were changed{_LEDGER_REMEDY}"
+            )
         try:
             _enter_scores(nats, first, np.frombuffer(body, "<f8"))
         except InvalidArgumentError as error:
@@ -128,7 +165,9 @@ def _parse_ledger_header(data: bytes, path: str) -> tuple[int, bytes]:
     if version != _LEDGER_VERSION:
         raise DataError(f"{path}: ledger version {version}, expected {_LEDGER_VERSION}")
     if data[_LEDGER_FIELDS.size : _LEDGER_HEADER] != _ledger_check(data[: _LEDGER_FIELDS.size]):
-        raise DataError(f"{path}: the header of the ledger was changed after it was written")
+        raise DataError(
+            f"{path}: the header of the ledger was changed after it was written{_LEDGER_REMEDY}"
+        )
     return targets, binding
 
 
@@ -191,12 +230,13 @@ class Ledger:
         if header.startswith(data):  # new, or killed while the header was written
             data = header
             self._write(0, header)
-        known = _parse_ledger(data, os.fspath(self.path))
-        if data[: len(header)] != header:
+        _parse_ledger_header(data, os.fspath(self.path))
+        if data[: len(header)] != header:  # before memory is taken for a foreign header's targets
             raise DataError(
                 f"{self.path}: this ledger is of other tokens, another model or another config: "
                 "remove it to score anew"
             )
+        known = _parse_ledger(data, os.fspath(self.path))
         os.ftruncate(self._descriptor, known.whole_bytes)
         return known
 

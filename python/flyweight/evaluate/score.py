@@ -18,7 +18,7 @@ from flyweight.data.tokenizer import Tokenizer
 from flyweight.errors import DataError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
-from flyweight.evaluate.ledger import Ledger, read_ledger
+from flyweight.evaluate.ledger import Ledger, ledger_binding
 from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
 
 __all__ = ["read_validation", "score_data"]
@@ -68,8 +68,8 @@ def score_data(
     folder.mkdir(parents=True, exist_ok=True)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
     path = folder / f"{name}.ledger"
-    if path.exists() and read_ledger(path).binding != binding:
-        path.unlink()  # of another model, config or text: nothing in it can be continued
+    if path.exists() and ledger_binding(path) != binding:
+        path.unlink()  # without a score, or of another model, config or text: nothing to continue
     started = time.perf_counter()
     with (
         Ledger(path, targets=tokens.size - 1, binding=binding) as ledger,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,7 +29,7 @@ class QuantRule:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise InvalidArgumentError(f"rule {self.match!r}: bits must be 2 to 8, got {self.bits}")
-        if not self.k > 0:
+        if not 0 < self.k < math.inf:
             raise InvalidArgumentError(f"rule {self.match!r}: k must be positive, got {self.k}")
 
 
@@ -54,7 +55,7 @@ class QuantConfig:
             raise InvalidArgumentError(
                 f"passthrough_dtype must be float16 or source, got {self.passthrough_dtype!r}"
             )
-        if self.damp_ratio < 0 or self.block_cols < 1 or self.min_elements < 0:
+        if not 0 <= self.damp_ratio < math.inf or self.block_cols < 1 or self.min_elements < 0:
             raise InvalidArgumentError(
                 "damp_ratio and min_elements must be 0 or more and block_cols 1 or more, got "
                 f"{self.damp_ratio}, {self.min_elements}, {self.block_cols}"

@@ -39,7 +39,10 @@ def load_recipe(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise RecipeError(f"{name}: no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{name}: not valid TOML: not UTF-8: {error.reason}") from error
     elif name in recipe_names():
         text = (files("flyweight.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -48,6 +51,8 @@ def load_recipe(name: str) -> Recipe:
         return build(Recipe, tomllib.loads(text), where=name)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name}: nested too deeply for a recipe") from error
 
 
 def resolve(config: Any) -> Any:
@@ -103,7 +108,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise RecipeError(f"{where} must be finite, got a number too large") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{where} must be finite, got {value}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import flyweight.codecs.select  # noqa: F401 - its codecs register themselves
+from flyweight.codecs.codec import codec_by_name
 from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.model.config import ModelConfig
@@ -49,6 +51,10 @@ class CodeConfig:
     """``auto``, or the name of one codec for everything."""
     effort: Literal["default", "max"] = "default"
     """How many candidates are tried."""
+
+    def __post_init__(self) -> None:
+        if self.codec != "auto":
+            codec_by_name(self.codec)  # raises with the names that there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +103,15 @@ class Recipe:
                 f"data.vocab_size {self.data.vocab_size} differs from "
                 f"model.vocab_size {self.model.vocab_size}"
             )
+        for name in ("plain", "sliding", "ttt"):
+            config = getattr(self.score, name)
+            if config is not None and config.seq_len > self.model.seq_len:
+                raise InvalidArgumentError(
+                    f"score.{name}.seq_len {config.seq_len} is more than "
+                    f"model.seq_len {self.model.seq_len}"
+                )
+        if not 0 <= self.seed < 1 << 63:
+            raise InvalidArgumentError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if self.budget_bytes < 1:
             raise InvalidArgumentError(f"budget_bytes must be positive, got {self.budget_bytes}")
 

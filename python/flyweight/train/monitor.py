@@ -77,7 +77,7 @@ class Monitor:
             mininterval=0.5,
             bar_format="{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]",
         )
-        atomic_write(self._path, "".join(_lines_until(self._path, start_step)).encode())
+        atomic_write(self._path, b"".join(_lines_until(self._path, start_step)))
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +132,18 @@ class Monitor:
             log.write(json.dumps(line) + "\n")
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """Whole lines of an earlier log up to a step; a kill can cut the last one short."""
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    """Readable lines of an earlier log up to a step; a kill can cut the last one short."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinite where the line is damaged, which is no reason to stop a run."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
