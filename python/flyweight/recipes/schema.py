@@ -99,8 +99,3 @@ class Recipe:
             )
         if self.budget_bytes < 1:
             raise InvalidArgumentError(f"budget_bytes must be positive, got {self.budget_bytes}")
-
-    @property
-    def headline(self) -> str:
-        """The protocol that a submission of this recipe claims: ``ttt`` where it has one."""
-        return "ttt" if self.score.ttt is not None else "sliding"
