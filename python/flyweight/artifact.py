@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from flyweight.codecs.select import Effort
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.format.container import PlainTensor, Stored, open, write_container  # noqa: A004
+from flyweight.format.header import DTYPE_IDS
 from flyweight.format.wire import FieldValue
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.quant.clip import sdclip_scales
@@ -199,25 +201,94 @@ def save_stored(path: str | os.PathLike[str], stored: Mapping[str, Stored]) -> N
 
 
 def load_stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
-    """Stored tensors from what :func:`save_stored` wrote."""
+    """Stored tensors from what :func:`save_stored` wrote.
+
+    Raises
+    ------
+    DataError
+        The file is no safetensors file, or its index is damaged; the message names the tensor.
+    """
     arrays, metadata = read_safetensors(path)
     if "flyweight" not in metadata:
         raise DataError(f"{path}: holds no codes; it was not written by `flyweight quantize`")
+    try:
+        index = json.loads(metadata["flyweight"])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the index of its codes is not JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise DataError(f"{path}: the index of its codes is {type(index).__name__}, not an object")
     stored: dict[str, Stored] = {}
-    for name, entry in json.loads(metadata["flyweight"]).items():
-        dtype = np.dtype(entry.pop("dtype"))
-        if not entry:
-            stored[name] = PlainTensor(values=arrays[f"{name}.values"], dtype=dtype)
-            continue
-        stored[name] = QuantizedTensor(
-            shape=tuple(entry.pop("shape")),
-            dtype=dtype,
-            grid=Grid(**entry),
-            codes=arrays[f"{name}.codes"],
-            scales=arrays[f"{name}.scales"],
-            zero_points=arrays.get(f"{name}.zero_points"),
-        )
+    for name, entry in index.items():
+        parts = {part: arrays[f"{name}.{part}"] for part in _PARTS if f"{name}.{part}" in arrays}
+        try:
+            stored[name] = _read_stored(entry, parts)
+        except (DataError, InvalidArgumentError) as error:
+            raise DataError(f"{path}: tensor {name!r}: {error}") from error
     return stored
+
+
+_PARTS = ("values", "codes", "scales", "zero_points")
+_GRID_FIELDS = {
+    "lo": int,
+    "hi": int,
+    "group_size": int,
+    "is_symmetric": bool,
+    "scale_dtype": str,
+}
+
+
+def _read_stored(entry: object, parts: Mapping[str, AnyArray]) -> Stored:
+    """One tensor from its entry in the index, which may hold anything, and its arrays."""
+    if not isinstance(entry, dict):
+        raise DataError(f"its entry is {entry!r}, not an object")
+    dtypes = {str(each): each for each in DTYPE_IDS}
+    dtype = dtypes.get(str(entry.get("dtype")))
+    needed = ("values",) if entry.keys() == {"dtype"} else ("codes", "scales")
+    if dtype is None:
+        raise DataError(f"dtype is {entry.get('dtype')!r}, expected one of {', '.join(dtypes)}")
+    if missing := [part for part in needed if part not in parts]:
+        raise DataError(f"its {' and '.join(missing)} are not in the file")
+    if needed == ("values",):
+        found = parts["values"].dtype
+        if found != dtype and not (found in FLOAT_DTYPES and dtype in FLOAT_DTYPES):
+            raise DataError(f"values of {found} cannot come back as {dtype}")
+        return PlainTensor(values=parts["values"], dtype=dtype)
+    if dtype not in FLOAT_DTYPES:
+        raise DataError(f"weights come back as a float dtype, not as {dtype}")
+    grid, codes = _read_grid(entry), parts["codes"]
+    tensor = QuantizedTensor(
+        shape=_read_shape(entry.get("shape")),
+        dtype=dtype,
+        grid=grid,
+        codes=codes,
+        scales=parts["scales"],
+        zero_points=parts.get("zero_points"),
+    )
+    if codes.size and not grid.lo <= codes.min() <= codes.max() <= grid.hi:
+        raise DataError(
+            f"codes are {codes.min()} to {codes.max()}, the grid has {grid.lo} to {grid.hi}"
+        )
+    return tensor
+
+
+def _read_grid(entry: Mapping[str, Any]) -> Grid:
+    for key, kind in _GRID_FIELDS.items():
+        # Not isinstance: true is no number here.
+        if type(entry.get(key)) is not kind:
+            raise DataError(f"{key} is {entry.get(key)!r}, expected {kind.__name__}")
+    if entry["scale_dtype"] not in ("float16", "float32"):
+        raise DataError(f"scale_dtype is {entry['scale_dtype']!r}, expected float16 or float32")
+    if surplus := entry.keys() - _GRID_FIELDS.keys() - {"dtype", "shape"}:
+        raise DataError(f"unknown field {', '.join(sorted(surplus))}")
+    if entry["group_size"] >= 1 << 31:
+        raise DataError(f"group_size is {entry['group_size']}, expected less than 2**31")
+    return Grid(**{key: entry[key] for key in _GRID_FIELDS})
+
+
+def _read_shape(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise DataError(f"shape is {shape!r}, expected a list of sizes")
+    return tuple(shape)
 
 
 def _quantize_tensor(

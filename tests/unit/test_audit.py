@@ -119,6 +119,14 @@ def test_a_score_forged_everywhere_fails_the_round_trip(made, folder):
         ({"seeds": 3}, "files", "field seeds is 3"),
         ({"seeds": [1]}, "files", "missing: train_seed1.log"),
         ({"seed_results": {"1": 2}}, "sizes", "artifact_bytes is missing"),
+        ({"seed_results": {}}, "record", "seed_results has []"),
+        ({"seeds": []}, "files", "seeds is [], expected one or more ints"),
+        ({"seeds": [], "seed_results": {}}, "record", "seeds is []"),
+        ({"seeds": [True]}, "files", "seeds is [True]"),
+        ({"seeds": ["a\0b"]}, "files", "expected one or more ints"),
+        ({"bytes_code": "many"}, "sizes", "bytes_code is 'many'"),
+        ({"bytes_code": {}}, "sizes", "bytes_code is {}"),
+        ({"bytes_code": [1]}, "sizes", "bytes_code is [1]"),
     ],
 )
 def test_edited_fields_fail_where_they_are_checked(folder, changes, check, match):
@@ -126,6 +134,20 @@ def test_edited_fields_fail_where_they_are_checked(folder, changes, check, match
     report = audit_folder(folder)
     assert check in report.failed
     assert match in evidence(report, check)
+
+
+@pytest.mark.parametrize("name", ["submission.json", f"train_seed{SEED}.log"])
+@pytest.mark.parametrize("depth", [*range(800, 1000, 20), 100_000])
+def test_deeply_nested_json_is_a_finding(folder, name, depth):
+    nested = '{"seeds": ' + depth * "[" + depth * "]" + "}"
+    (folder / name).write_text(nested)
+    assert "record" in audit_folder(folder).failed
+
+
+@pytest.mark.parametrize("text", [100_000 * "-" + "1", 900 * "-" + "1", 5_000 * "(" + 5_000 * ")"])
+def test_deeply_nested_scripts_are_a_finding(folder, text):
+    (folder / "train_gpt.py").write_text(text)
+    assert "sizes" in audit_folder(folder).failed
 
 
 def test_over_the_budget(folder):
@@ -168,10 +190,13 @@ def test_a_self_extractor_is_seen_without_running_it(folder):
     assert f"wrapped: {size}" in evidence(audit_folder(folder), "sizes")
 
 
-def test_a_wrong_byte_table(made, folder):
-    replace_in_script(folder, "byte_codes='", "byte_codes='!")
+@pytest.mark.parametrize(
+    ("damage", "match"), [("'!", "byte table is damaged"), ("1 + '", "table is not a string")]
+)
+def test_a_wrong_byte_table(made, folder, damage, match):
+    replace_in_script(folder, "byte_codes='", f"byte_codes={damage}")
     report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
-    assert "byte table is damaged" in evidence(report, "byte accounting")
+    assert match in evidence(report, "byte accounting")
 
 
 def test_a_script_that_never_ends_is_stopped(made, folder):

@@ -179,6 +179,14 @@ def test_a_bundle_is_replaced_as_a_whole_or_not_at_all(run, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_a_killed_run_left_is_removed(run, tmp_path):
+    folder, data, manifest, _ = run
+    (tmp_path / ".out.abc.tmp" / "new").mkdir(parents=True)
+    (tmp_path / ".outer.abc.tmp").mkdir()
+    bundle(tmp_path / "out", folder, data, manifest)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".outer.abc.tmp"}
+
+
 def full_disk(*_):
     raise OSError(28, "No space left on device")
 
@@ -200,12 +208,24 @@ def test_another_tokenizer_is_refused(run, tmp_path):
         bundle(tmp_path / "out", folder, data, other)
 
 
-@pytest.mark.parametrize("size", [0, 1, 300])
-def test_byte_codes_survive_their_text_form(size):
-    codes = np.random.default_rng(size).integers(0, 65536, size).astype(np.uint16)
+@pytest.mark.parametrize("size", [0, 1, 300, 65536])
+@pytest.mark.parametrize("high", [2, 64, 65536])
+def test_byte_codes_survive_their_text_form(size, high):
+    codes = np.random.default_rng(size).integers(0, high, size).astype(np.uint16)
     text = write_byte_codes(codes)
-    assert ast.literal_eval(repr(text)) == text
-    assert (read_byte_codes(text) == codes).all()
+    assert ast.literal_eval(repr(text).encode().decode()) == text
+    np.testing.assert_array_equal(read_byte_codes(text), codes)
+
+
+def test_byte_codes_as_text():
+    assert write_byte_codes(np.array([0, 0, 0, 1, 3, 3], dtype=np.uint8)) == ":3;=2"
+    assert write_byte_codes(np.full(65536, 24, dtype=np.uint8)) == "R65536"
+
+
+@pytest.mark.parametrize("text", ["3:", "!", ":99999", ":60000;60000", ":123456", "\U0010ffff"])
+def test_damaged_byte_codes(text):
+    with pytest.raises(DataError, match="byte table is damaged"):
+        read_byte_codes(text)
 
 
 def test_weights_digest_is_of_values_not_of_storage():

@@ -166,6 +166,29 @@ def test_a_model_without_the_space_mark_is_refused(tmp_path, monkeypatch):
         Tokenizer(path)
 
 
+def test_mutated_models_are_refused_by_name_or_read(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "mutated.model"
+    refused = []
+    for _ in range(200):
+        data = bytearray(model_bytes())
+        data[rng.integers(len(data))] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            Tokenizer(path)
+        except DataError as error:
+            refused.append(str(error))
+    assert all(message.startswith(f"{path}: ") for message in refused)
+    assert refused
+
+
+def test_a_piece_that_is_not_utf8(tmp_path, monkeypatch):
+    path = write_model(tmp_path)
+    monkeypatch.setattr("flyweight.data.tokenizer.byte_table", lambda _: b"\xff".decode())
+    with pytest.raises(DataError, match=r"\.model: a piece is not UTF-8"):
+        Tokenizer(path)
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     path = write_model(tmp_path)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)

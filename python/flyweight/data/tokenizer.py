@@ -51,8 +51,8 @@ class Tokenizer:
     Raises
     ------
     DataError
-        The file is missing or is no SentencePiece model, has more than 65,536 ids, does not open
-        documents with id 1, or has no piece for the space mark alone.
+        The file is missing or is no SentencePiece model, has more than 65,536 ids or a piece that
+        is not UTF-8, does not open documents with id 1, or has no piece for the space mark alone.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,7 +61,10 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._processor = _load_processor(self.path, data)
         self.vocab_size = int(self._processor.vocab_size())
-        self.byte_table = byte_table(self._processor)
+        try:
+            self.byte_table = byte_table(self._processor)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a piece is not UTF-8: {error}") from error
 
     def encode(self, texts: Sequence[str], *, threads: int = 1) -> list[Tokens]:
         """Ids of each text, ``BOS_ID`` first."""
@@ -224,7 +227,7 @@ def _load_processor(path: Path, data: bytes) -> Any:
     try:
         processor = _sentencepiece().SentencePieceProcessor()
         processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # its own message may quote raw bytes
         raise DataError(f"{path}: not a SentencePiece model; expected a .model file") from error
     if processor.vocab_size() > _MAX_VOCAB:
         raise DataError(f"{path}: {processor.vocab_size()} ids, shards hold at most {_MAX_VOCAB}")

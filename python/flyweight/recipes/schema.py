@@ -114,8 +114,3 @@ class Recipe:
             raise InvalidArgumentError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if self.budget_bytes < 1:
             raise InvalidArgumentError(f"budget_bytes must be positive, got {self.budget_bytes}")
-
-    @property
-    def headline(self) -> str:
-        """The protocol that a submission of this recipe claims: ``ttt`` where it has one."""
-        return "ttt" if self.score.ttt is not None else "sliding"

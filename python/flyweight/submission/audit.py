@@ -97,5 +97,7 @@ def audit_folder(
             status, evidence = check(subject)
         except (FlyweightError, FlyError, OSError) as error:
             status, evidence = "FAIL", str(error)
+        except RecursionError:  # comparing or printing what was just shallow enough to be read
+            status, evidence = "FAIL", "a file of the folder is nested too deeply"
         items.append(AuditItem(name=name, status=status, evidence=evidence))
     return AuditReport(folder=root, items=tuple(items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,13 @@ from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget
 from flyweight.submission.claim import ARTIFACT_FILE, Claim, write_byte_codes
 from flyweight.submission.readme import write_readme
-from flyweight.submission.record import Record, make_record, manifest_values
+from flyweight.submission.record import (
+    PROTOCOLS,
+    Record,
+    headline_score,
+    make_record,
+    manifest_values,
+)
 from flyweight.submission.script import write_script
 
 __all__ = ["RECORD_FILE", "REQUIREMENTS_FILE", "SCRIPT_FILE", "log_name", "write_bundle"]
@@ -31,7 +38,6 @@ README_FILE = "README.md"
 REQUIREMENTS_FILE = "requirements.txt"
 
 _CODEC_PACKAGES = {2: "zstandard>=0.22", 3: "brotli>=1.2"}  # ids of docs/format.md
-_SUITE = {"plain": "plain", "sliding": "sliding", "ttt": "score-first"}
 
 
 def write_bundle(
@@ -128,15 +134,13 @@ def make_claim(manifest: Mapping[str, Any], data: DataInfo) -> Claim:
         raise DataError(
             f"{tokenizer.path}: tokenizer {tokenizer.sha256}, the run was scored with {wanted}"
         )
-    protocols = {
-        protocol: ScoreConfig(**suite[name]) for name, protocol in _SUITE.items() if suite.get(name)
-    }
+    names = [name for name in PROTOCOLS if suite.get(name)]
     return Claim(
         weights_sha256=weights,
         tokenizer_sha256=tokenizer.sha256,
         byte_codes=write_byte_codes(tokenizer.byte_table.to_codes()),
-        protocols=protocols,
-        headline="score-first" if "score-first" in protocols else "sliding",
+        protocols={PROTOCOLS[name]: ScoreConfig(**suite[name]) for name in names},
+        headline=PROTOCOLS[headline_score(names)],
     )
 
 
@@ -184,5 +188,8 @@ def _replacing(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.replace(target)
             raise
+        # What killed runs left goes last: it may hold the only copy of the folder it moved away.
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -89,8 +88,11 @@ class Subject:
 
     @property
     def logs(self) -> list[str]:
-        """File names of the logs that there must be."""
-        return [log_name(seed) for seed in self.recorded("seeds", list)]
+        """File names of the logs that there must be, at least one."""
+        seeds = self.recorded("seeds", list)
+        if not seeds or any(type(seed) is not int for seed in seeds):
+            raise DataError(f"{RECORD_FILE}: field seeds is {seeds!r}, expected one or more ints")
+        return [log_name(seed) for seed in seeds]
 
     @cached_property
     def script(self) -> ast.Module:
@@ -99,6 +101,8 @@ class Subject:
             return ast.parse(self.read(SCRIPT_FILE))
         except (SyntaxError, ValueError) as error:
             raise DataError(f"{SCRIPT_FILE}: not Python that can be read: {error}") from error
+        except (RecursionError, MemoryError) as error:  # the latter is the parser's own stack
+            raise DataError(f"{SCRIPT_FILE}: nested too deeply to be read") from error
 
     @cached_property
     def result(self) -> dict[str, Any]:
@@ -139,6 +143,8 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
         found = json.loads(data)
     except ValueError as error:
         raise DataError(f"{name}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{name}: nested too deeply to be read") from error
     if not isinstance(found, dict):
         raise DataError(f"{name}: expected a JSON object, got {type(found).__name__}")
     return found
@@ -180,7 +186,7 @@ def _check_sizes(subject: Subject) -> Verdict:
         model_bytes=len(subject.read(ARTIFACT_FILE)),
         budget_bytes=subject.budget_bytes,
     )
-    code = read_code(subject.script, size=len(script), recorded=subject.record.get("bytes_code"))
+    code = read_code(subject.script, size=len(script), recorded=subject.recorded("bytes_code", int))
     evidence = f"{budget}; {code}"
     for part in ("code", "model", "total"):
         recorded, found = subject.recorded(f"bytes_{part}", int), getattr(budget, f"{part}_bytes")
@@ -197,6 +203,9 @@ def _check_sizes(subject: Subject) -> Verdict:
 
 def _check_record(subject: Subject) -> Verdict:
     """``submission.json`` and the logs have the same numbers, to the last digit."""
+    seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
+    if sorted(map(str, seeds)) != sorted(results):
+        return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
     for name in subject.logs:
         lines = [_parse(line, name) for line in subject.read(name).splitlines()]
         logged = next((line for line in reversed(lines) if line.get("event") == "record"), None)
@@ -257,18 +266,20 @@ def _check_round_trip(subject: Subject) -> Verdict:
     weights = _value(result, _RESULT, "weights_sha256", kinds=(str,))
     if weights != subject.recorded("weights_sha256", str):
         return "FAIL", f"weights {weights}, recorded {subject.record['weights_sha256']}"
-    coverage = _value(result, _RESULT, "coverage")
+    # Floats only: an int of 400 digits is JSON too, and does not fit the arithmetic below.
+    coverage = _value(result, _RESULT, "coverage", kinds=(float,))
     if coverage != 1.0:
         return "FAIL", f"only {coverage:.6%} of the targets are scored"
-    bpb = _value(result, _RESULT, "score", "bpb")
+    bpb = _value(result, _RESULT, "score", "bpb", kinds=(float,))
     device = _value(result, _RESULT, "device", kinds=(str,))
     on_cpu = device == subject.record.get("device") == "cpu"
     tolerance = BPB_TOLERANCE["cpu" if on_cpu else "cuda"]
+    seconds = _value(result, _RESULT, "decode_seconds", kinds=(float,))
     difference = abs(bpb - recorded)
     evidence = (
         f"{bpb!r} bpb on {device}, recorded {recorded!r}: difference {difference:.1e}, tolerance "
         f"{tolerance:.0e} (0 is expected on the same CPU); weights equal, coverage 100 %, decoded "
-        f"in {_value(result, _RESULT, 'decode_seconds'):.2f} s"
+        f"in {seconds:.2f} s"
     )
     return ("PASS" if difference <= tolerance else "FAIL"), evidence
 
@@ -306,10 +317,10 @@ def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
     """The byte table in a script, ``(vocab,)``."""
     for node in ast.walk(script):
         if isinstance(node, ast.keyword) and node.arg == "byte_codes":
-            try:
-                return read_byte_codes(ast.literal_eval(node.value))
-            except (ValueError, TypeError, zlib.error) as error:
-                raise DataError(f"{SCRIPT_FILE}: its byte table is damaged: {error}") from error
+            text = node.value.value if isinstance(node.value, ast.Constant) else None
+            if not isinstance(text, str):
+                raise DataError(f"{SCRIPT_FILE}: its byte table is not a string")
+            return read_byte_codes(text)
     raise DataError(f"{SCRIPT_FILE}: no byte table found in it")
 
 

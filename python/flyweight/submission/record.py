@@ -7,7 +7,7 @@ Field names are those in use in the records of openai/parameter-golf.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from flyweight.errors import DataError
 from flyweight.submission.budget import CAP_BYTES, ByteBudget
 
-__all__ = ["MEASURED", "Record", "make_record", "manifest_values"]
+__all__ = ["MEASURED", "PROTOCOLS", "Record", "headline_score", "make_record", "manifest_values"]
 
 CLOCK_SECONDS = 600.0
 """What training may take, and again what evaluation may take."""
+PROTOCOLS = {"plain": "plain", "sliding": "sliding", "ttt": "score-first"}
+"""Name of a score in recipe and record to its protocol."""
 MEASURED = (
     "val_bpb",
     "val_loss",
@@ -121,6 +123,11 @@ def make_record(
         return _make_record(manifest, budget, artifact_sha256, track, author, github_id)
 
 
+def headline_score(names: Collection[str]) -> str:
+    """The score that a submission claims, of those it has: ``ttt`` before ``sliding``."""
+    return "ttt" if "ttt" in names else "sliding"
+
+
 @contextmanager
 def manifest_values() -> Iterator[None]:
     """Turns a value that a manifest lacks into a `DataError` that names it."""
@@ -146,7 +153,7 @@ def _make_record(
         name: {key: result[key] for key in ("bpb", "bits", "bytes", "nats", "targets", "seconds")}
         for name, result in stages["score"]["facts"]["results"].items()
     }
-    headline = "ttt" if "ttt" in scores else "sliding"
+    headline = headline_score(scores)
     best = scores[headline]
     loss = best["nats"] / best["targets"]
     # The clock of a resumed scoring shows its last life only.
@@ -161,7 +168,7 @@ def _make_record(
         blurb=recipe["description"],
         val_bpb=best["bpb"],
         val_loss=loss,
-        val_protocol="score-first" if headline == "ttt" else headline,
+        val_protocol=PROTOCOLS[headline],
         pre_quant_val_bpb=scores["float"]["bpb"],
         bytes_total=budget.total_bytes,
         bytes_code=budget.code_bytes,
