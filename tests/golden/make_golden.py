@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flyweight.codecs.codec import codec_by_name
+from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.interop import write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
@@ -100,7 +100,9 @@ def main(folder: Path) -> None:
     for sigma, alphabet in ((0.5, 3), (2.41, 63), (30.0, 255)):
         codes = gaussian_codes(1, 5000, sigma, alphabet // 2, seed=7).ravel()
         symbols = (codes.astype(np.int16) + alphabet // 2).astype(np.uint8)
-        stream = codec_by_name("ans").encode(symbols, alphabet_size=alphabet)
+        stream = codec_by_name("ans").encode(
+            symbols, PlaneSpec(symbols.size, alphabet, symbols.size)
+        )
         (folder / f"alphabet-{alphabet}.symbols").write_bytes(symbols.tobytes())
         (folder / f"alphabet-{alphabet}.ans").write_bytes(stream)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flyweight
-from flyweight.codecs.codec import codec_by_name
+from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.errors import CorruptStreamError, UnsupportedError
 from flyweight.format.inspect import inspect
 from flyweight.interop import read_safetensors
@@ -68,7 +68,7 @@ def test_streams(path: Path, kernels: Backend) -> None:
     alphabet = int(path.stem.rpartition("-")[2])
     with backend(kernels):
         decoded = codec_by_name("ans").decode(
-            path.read_bytes(), count=symbols.size, alphabet_size=alphabet
+            path.read_bytes(), PlaneSpec(symbols.size, alphabet, symbols.size)
         )
     assert np.array_equal(decoded, symbols)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flyweight.codecs.select  # noqa: F401 - registers all codecs
-from flyweight.codecs.codec import codec_by_id, codec_by_name, codec_names, register
+from flyweight.codecs.codec import PlaneSpec, codec_by_id, codec_by_name, codec_names, register
 from flyweight.codecs.freq_table import choose_table, code_length, decode_table, encode_table
 from flyweight.codecs.layout import (
     applicable_layouts,
@@ -21,6 +21,11 @@ from flyweight.codecs.store import StoreCodec
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 
 CODECS = ["store", "ans", "zstd", "brotli"]
+
+
+def flat(count: int, alphabet_size: int) -> PlaneSpec:
+    """A run without rows."""
+    return PlaneSpec(count, alphabet_size, count)
 
 
 @st.composite
@@ -51,9 +56,9 @@ def test_names_and_ids_are_frozen() -> None:
 def test_round_trip(name: str, run: tuple[np.ndarray, int]) -> None:
     symbols, alphabet = run
     codec = codec_by_name(name)
-    stream = codec.encode(symbols, alphabet_size=alphabet)
-    assert stream == codec.encode(symbols.copy(), alphabet_size=alphabet)
-    decoded = codec.decode(stream, count=len(symbols), alphabet_size=alphabet)
+    stream = codec.encode(symbols, flat(len(symbols), alphabet))
+    assert stream == codec.encode(symbols.copy(), flat(len(symbols), alphabet))
+    decoded = codec.decode(stream, flat(len(symbols), alphabet))
     assert np.array_equal(decoded, symbols)
     assert decoded.dtype == np.uint8
 
@@ -62,9 +67,9 @@ def test_round_trip(name: str, run: tuple[np.ndarray, int]) -> None:
 def test_wrong_symbols_are_refused(name: str) -> None:
     codec = codec_by_name(name)
     with pytest.raises(InvalidArgumentError, match="symbol 9 at 1"):
-        codec.encode(np.array([1, 9], dtype=np.uint8), alphabet_size=4)
+        codec.encode(np.array([1, 9], dtype=np.uint8), flat(2, 4))
     with pytest.raises(InvalidArgumentError, match="int64"):
-        codec.encode(np.array([1, 2]), alphabet_size=4)  # type: ignore[arg-type]
+        codec.encode(np.array([1, 2]), flat(2, 4))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -72,19 +77,19 @@ def test_damage_is_a_typed_error_or_other_symbols(name: str) -> None:
     rng = np.random.default_rng(7)
     symbols = np.clip(rng.normal(8, 2, size=200), 0, 15).astype(np.uint8)
     codec = codec_by_name(name)
-    stream = codec.encode(symbols, alphabet_size=16)
+    stream = codec.encode(symbols, flat(200, 16))
     for length in range(len(stream)):
         with pytest.raises(CorruptStreamError):
-            codec.decode(stream[:length], count=200, alphabet_size=16)
+            codec.decode(stream[:length], flat(200, 16))
     for count in (0, 1, 199, 201, 10_000):
         with pytest.raises(CorruptStreamError):
-            codec.decode(stream, count=count, alphabet_size=16)
+            codec.decode(stream, flat(count, 16))
     for position in range(len(stream)):
         for bit in range(8):
             damaged = bytearray(stream)
             damaged[position] ^= 1 << bit
             try:
-                decoded = codec.decode(bytes(damaged), count=200, alphabet_size=16)
+                decoded = codec.decode(bytes(damaged), flat(200, 16))
             except CorruptStreamError:
                 continue
             assert decoded.shape == (200,)
@@ -94,10 +99,10 @@ def test_damage_is_a_typed_error_or_other_symbols(name: str) -> None:
 def test_expanding_streams_are_cut_off() -> None:
     zeros = np.zeros(50_000_000, dtype=np.uint8)
     for name in ("zstd", "brotli"):
-        stream = codec_by_name(name).encode(zeros, alphabet_size=2)
+        stream = codec_by_name(name).encode(zeros, flat(len(zeros), 2))
         assert len(stream) < 6000
         with pytest.raises(CorruptStreamError):
-            codec_by_name(name).decode(stream, count=100, alphabet_size=2)
+            codec_by_name(name).decode(stream, flat(100, 2))
 
 
 def test_registry_refuses_clashes_and_unknown_ids() -> None:
@@ -150,7 +155,7 @@ def test_layouts_round_trip(data: st.DataObject) -> None:
         planes = split_planes(layout, array, alphabet)
         specs = plane_specs(layout, (rows, cols), dtype.itemsize, alphabet)
         assert [plane.symbols.size for plane in planes] == [spec.count for spec in specs]
-        assert [plane.alphabet_size for plane in planes] == [s.alphabet_size for s in specs]
+        assert [plane.spec for plane in planes] == specs
         symbols = [plane.symbols for plane in planes]
         joined = join_planes(layout, symbols, (rows, cols), dtype, alphabet)
         assert joined.tobytes() == array.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyweight.codecs.codec import check_symbols, is_credible, register
+from flyweight.codecs.codec import PlaneSpec, check_symbols, is_credible, register
 from flyweight.codecs.freq_table import choose_table, code_length, decode_table
 from flyweight.errors import CorruptStreamError
 from flyweight.kernels.rans import histogram, normalize_counts, rans_decode, rans_encode
@@ -36,9 +36,9 @@ class AnsCodec:
     name = "ans"
     decode_rank = 1
 
-    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
-        check_symbols(symbols, alphabet_size=alphabet_size)
-        counts = histogram(np.ascontiguousarray(symbols), alphabet_size=alphabet_size)
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        check_symbols(symbols, spec)
+        counts = histogram(np.ascontiguousarray(symbols), alphabet_size=spec.alphabet_size)
         if np.count_nonzero(counts) <= 1 and is_credible(symbols.size, 2):
             return bytes([MODE_SINGLE << 6, int(counts.argmax())])
         prob_bits = choose_prob_bits(counts)
@@ -48,14 +48,16 @@ class AnsCodec:
         stream = rans_encode(np.ascontiguousarray(symbols), freqs, prob_bits=prob_bits, ways=ways)
         return bytes([header]) + table + stream
 
-    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
         view = memoryview(stream)
         mode, ways, prob_bits = _read_header(view)
         if mode == MODE_SINGLE:
-            return _decode_single(view, count=count, alphabet_size=alphabet_size)
-        weights, taken = decode_table(view[1:], alphabet_size=alphabet_size)
+            return _decode_single(view, spec)
+        weights, taken = decode_table(view[1:], alphabet_size=spec.alphabet_size)
         freqs = normalize_counts(weights, prob_bits=prob_bits)
-        return rans_decode(view[1 + taken :], freqs, count=count, prob_bits=prob_bits, ways=ways)
+        return rans_decode(
+            view[1 + taken :], freqs, count=spec.count, prob_bits=prob_bits, ways=ways
+        )
 
     @staticmethod
     def overhead_bytes(stream: bytes | memoryview, *, alphabet_size: int) -> int:
@@ -100,13 +102,13 @@ def _read_header(view: memoryview) -> tuple[int, int, int]:
     return mode, 1 << log_ways, MIN_PROB_BITS + extra_bits
 
 
-def _decode_single(view: memoryview, *, count: int, alphabet_size: int) -> Symbols:
-    if view[0] != MODE_SINGLE << 6 or len(view) != 2 or view[1] >= alphabet_size:
+def _decode_single(view: memoryview, spec: PlaneSpec) -> Symbols:
+    if view[0] != MODE_SINGLE << 6 or len(view) != 2 or view[1] >= spec.alphabet_size:
         raise CorruptStreamError(
-            f"ans: a one-symbol stream is a zero byte and a symbol below {alphabet_size}, "
+            f"ans: a one-symbol stream is a zero byte and a symbol below {spec.alphabet_size}, "
             f"got {bytes(view[:4]).hex(' ')}"
         )
-    return np.full(count, view[1], dtype=np.uint8)
+    return np.full(spec.count, view[1], dtype=np.uint8)
 
 
 register(AnsCodec())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import brotli
 
-from flyweight.codecs.codec import check_symbols, checked_decoded, register
+from flyweight.codecs.codec import PlaneSpec, check_symbols, checked_decoded, register
 from flyweight.errors import CorruptStreamError
 from flyweight.typing import Symbols
 
@@ -26,26 +26,26 @@ class BrotliCodec:
     def __init__(self, quality: int = 11) -> None:
         self.quality = quality
 
-    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
-        check_symbols(symbols, alphabet_size=alphabet_size)
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        check_symbols(symbols, spec)
         encoded: bytes = brotli.compress(symbols.tobytes(), quality=self.quality, lgwin=24)
         return encoded
 
-    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
         decoder = brotli.Decompressor()
         try:
             # The limit bounds memory; a stream that holds more is noticed by its length.
-            raw = decoder.process(bytes(stream), output_buffer_limit=count + 1)
-            while len(raw) <= count and not decoder.is_finished():
-                more = decoder.process(b"", output_buffer_limit=count + 1 - len(raw))
+            raw = decoder.process(bytes(stream), output_buffer_limit=spec.count + 1)
+            while len(raw) <= spec.count and not decoder.is_finished():
+                more = decoder.process(b"", output_buffer_limit=spec.count + 1 - len(raw))
                 if not more:
                     raise CorruptStreamError(
-                        f"brotli: stream ends after {len(raw)} of {count} symbols"
+                        f"brotli: stream ends after {len(raw)} of {spec.count} symbols"
                     )
                 raw += more
         except brotli.error as error:
             raise CorruptStreamError(f"brotli: {error}") from error
-        return checked_decoded(raw, count=count, alphabet_size=alphabet_size, name=self.name)
+        return checked_decoded(raw, spec, name=self.name)
 
 
 register(BrotliCodec())

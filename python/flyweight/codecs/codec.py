@@ -1,11 +1,12 @@
 """The codec protocol: symbols to bytes and back, under a stable id.
 
-A codec sees a flat run of symbols ``0 .. alphabet_size - 1`` and knows nothing of tensors. It does
-not store count and alphabet; the directory of the file holds them.
+A codec sees a run of symbols ``0 .. alphabet_size - 1`` and knows nothing of tensors but how long
+their rows are. It does not store its :class:`PlaneSpec`; the directory of the file implies it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +14,19 @@ import numpy as np
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 from flyweight.typing import Symbols
 
-__all__ = ["Codec", "codec_by_id", "codec_by_name", "codec_names", "register"]
+__all__ = ["Codec", "PlaneSpec", "codec_by_id", "codec_by_name", "codec_names", "register"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSpec:
+    """What a codec must know of a run of symbols and its stream does not store."""
+
+    count: int
+    """Symbols in the run: whole rows of them."""
+    alphabet_size: int
+    """1 to 256; symbols are less."""
+    columns: int
+    """Symbols in a row, for codecs that look at rows and columns; the count if there are none."""
 
 
 @runtime_checkable
@@ -33,16 +46,22 @@ class Codec(Protocol):
     decode_rank: int
     """Order of decoding speed, 0 is the fastest; breaks ties of size."""
 
-    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
-        """Bytes of ``(count,)`` uint8 symbols, each less than ``alphabet_size`` (1 to 256)."""
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        """Bytes of the ``(spec.count,)`` uint8 symbols, each less than ``spec.alphabet_size``.
 
-    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
-        """The ``(count,)`` uint8 symbols of a stream.
+        Raises
+        ------
+        InvalidArgumentError
+            The symbols are not what ``spec`` says.
+        """
+
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
+        """The ``(spec.count,)`` uint8 symbols of a stream.
 
         Raises
         ------
         CorruptStreamError
-            The stream is damaged, or does not hold exactly ``count`` symbols of the alphabet.
+            The stream is damaged, or does not hold exactly the symbols that ``spec`` says.
         """
 
 
@@ -92,26 +111,28 @@ def is_credible(count: int, length: int) -> bool:
     return count <= FREE_SYMBOLS + length * MAX_SYMBOLS_PER_BYTE
 
 
-def check_symbols(symbols: Symbols, *, alphabet_size: int) -> None:
-    """Refuse symbols that are not a flat uint8 run of the alphabet."""
+def check_symbols(symbols: Symbols, spec: PlaneSpec) -> None:
+    """Refuse symbols that are not the flat uint8 run that ``spec`` says."""
     if symbols.dtype != np.uint8 or symbols.ndim != 1:
         raise InvalidArgumentError(
             f"symbols must be a flat uint8 array, got {symbols.dtype} of shape {symbols.shape}"
         )
-    if symbols.size and int(symbols.max()) >= alphabet_size:
-        position = int(np.argmax(symbols >= alphabet_size))
+    if symbols.size != spec.count:
+        raise InvalidArgumentError(f"got {symbols.size} symbols, expected {spec.count}")
+    if symbols.size and int(symbols.max()) >= spec.alphabet_size:
+        position = int(np.argmax(symbols >= spec.alphabet_size))
         raise InvalidArgumentError(
             f"symbol {int(symbols[position])} at {position} is outside the alphabet "
-            f"of {alphabet_size}"
+            f"of {spec.alphabet_size}"
         )
 
 
-def checked_decoded(raw: bytes, *, count: int, alphabet_size: int, name: str) -> Symbols:
+def checked_decoded(raw: bytes, spec: PlaneSpec, *, name: str) -> Symbols:
     """Symbols of a byte codec's output, held to the declared count and alphabet."""
-    if len(raw) != count:
-        raise CorruptStreamError(f"{name}: stream holds {len(raw)} symbols, expected {count}")
+    if len(raw) != spec.count:
+        raise CorruptStreamError(f"{name}: stream holds {len(raw)} symbols, expected {spec.count}")
     symbols = np.frombuffer(raw, dtype=np.uint8)
-    check_alphabet(symbols, alphabet_size=alphabet_size, name=name)
+    check_alphabet(symbols, alphabet_size=spec.alphabet_size, name=name)
     return symbols
 
 

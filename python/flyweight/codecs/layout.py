@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flyweight.codecs.codec import check_alphabet
+from flyweight.codecs.codec import PlaneSpec, check_alphabet
 from flyweight.errors import UnsupportedError
 from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
 from flyweight.typing import AnyArray, Symbols
@@ -19,7 +19,6 @@ from flyweight.typing import AnyArray, Symbols
 __all__ = [
     "LAYOUT_NAMES",
     "Plane",
-    "PlaneSpec",
     "applicable_layouts",
     "join_planes",
     "plane_specs",
@@ -39,23 +38,12 @@ LAYOUT_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class PlaneSpec:
-    """What a codec must know of a plane and the file does not store twice."""
-
-    count: int
-    """Symbols in the plane."""
-    alphabet_size: int
-    """1 to 256; symbols are less."""
-
-
-@dataclass(frozen=True, slots=True)
 class Plane:
-    """One run of symbols and its alphabet."""
+    """One run of symbols and what its codec must know of it."""
 
     symbols: Symbols
-    """(count,) uint8."""
-    alphabet_size: int
-    """1 to 256."""
+    """(spec.count,) uint8."""
+    spec: PlaneSpec
 
 
 def applicable_layouts(itemsize: int, alphabet_size: int) -> list[int]:
@@ -87,12 +75,15 @@ def plane_specs(
             f"layout id {layout} ({LAYOUT_NAMES.get(layout, 'unknown')}) does not apply to "
             f"elements of {itemsize} bytes with an alphabet of {alphabet_size}"
         )
-    count = shape[0] * shape[1]
+    rows, cols = shape
+    count = rows * cols
     if layout == BYTE_PLANES:
-        return [PlaneSpec(count, 256)] * itemsize
+        return [PlaneSpec(count, 256, cols)] * itemsize
     if layout == PACKED:
-        return [PlaneSpec(packed_size(count, bits=_width(alphabet_size)), 256)]
-    return [PlaneSpec(count * itemsize, alphabet_size)]
+        size = packed_size(count, bits=_width(alphabet_size))
+        return [PlaneSpec(size, 256, size)]
+    columns = rows if layout == TRANSPOSED else cols * itemsize
+    return [PlaneSpec(count * itemsize, alphabet_size, columns)]
 
 
 def split_planes(layout: int, array: AnyArray, alphabet_size: int) -> list[Plane]:
@@ -107,7 +98,7 @@ def split_planes(layout: int, array: AnyArray, alphabet_size: int) -> list[Plane
         planes = [pack_bits(_as_bytes(array), bits=_width(alphabet_size))]
     else:
         planes = [_as_bytes(array)]
-    return [Plane(symbols, spec.alphabet_size) for symbols, spec in zip(planes, specs, strict=True)]
+    return [Plane(symbols, spec) for symbols, spec in zip(planes, specs, strict=True)]
 
 
 def join_planes(

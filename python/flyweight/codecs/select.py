@@ -117,10 +117,7 @@ def select(
 
 def _smallest(plane: Plane, trials: list[_Trial]) -> tuple[_Trial | None, bytes]:
     """The smallest stream that a reader accepts, and what made it; None where there is none."""
-    tried = [
-        (trial, trial.codec.encode(plane.symbols, alphabet_size=plane.alphabet_size))
-        for trial in trials
-    ]
+    tried = [(trial, trial.codec.encode(plane.symbols, plane.spec)) for trial in trials]
     accepted = [t for t in tried if is_credible(plane.symbols.size, len(t[1]))]
     return min(accepted, key=lambda t: (len(t[1]), t[0].codec.decode_rank), default=(None, b""))
 

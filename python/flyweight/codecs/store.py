@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flyweight.codecs.codec import check_symbols, checked_decoded, register
+from flyweight.codecs.codec import PlaneSpec, check_symbols, checked_decoded, register
 from flyweight.typing import Symbols
 
 __all__ = ["StoreCodec"]
@@ -15,14 +15,12 @@ class StoreCodec:
     name = "store"
     decode_rank = 0
 
-    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
-        check_symbols(symbols, alphabet_size=alphabet_size)
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        check_symbols(symbols, spec)
         return symbols.tobytes()
 
-    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
-        return checked_decoded(
-            bytes(stream), count=count, alphabet_size=alphabet_size, name=self.name
-        )
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
+        return checked_decoded(bytes(stream), spec, name=self.name)
 
 
 register(StoreCodec())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zstandard
 
-from flyweight.codecs.codec import check_symbols, checked_decoded, register
+from flyweight.codecs.codec import PlaneSpec, check_symbols, checked_decoded, register
 from flyweight.errors import CorruptStreamError
 from flyweight.typing import Symbols
 
@@ -26,21 +26,21 @@ class ZstdCodec:
     def __init__(self, level: int = 22) -> None:
         self.level = level
 
-    def encode(self, symbols: Symbols, *, alphabet_size: int) -> bytes:
-        check_symbols(symbols, alphabet_size=alphabet_size)
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        check_symbols(symbols, spec)
         compressor = zstandard.ZstdCompressor(
             level=self.level, write_checksum=False, write_content_size=False, write_dict_id=False
         )
         return compressor.compress(symbols.tobytes())
 
-    def decode(self, stream: bytes | memoryview, *, count: int, alphabet_size: int) -> Symbols:
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
         try:
             raw = zstandard.ZstdDecompressor().decompress(
-                bytes(stream), max_output_size=max(count, 1), allow_extra_data=False
+                bytes(stream), max_output_size=max(spec.count, 1), allow_extra_data=False
             )
         except zstandard.ZstdError as error:
             raise CorruptStreamError(f"zstd: {error}") from error
-        return checked_decoded(raw, count=count, alphabet_size=alphabet_size, name=self.name)
+        return checked_decoded(raw, spec, name=self.name)
 
 
 register(ZstdCodec())

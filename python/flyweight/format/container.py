@@ -358,7 +358,5 @@ def _decode_part(part: Part, body: memoryview) -> AnyArray:
         if spec.count == 0:
             planes.append(np.zeros(0, dtype=np.uint8))
             continue
-        planes.append(
-            codec_by_id(codec_id).decode(stream, count=spec.count, alphabet_size=spec.alphabet_size)
-        )
+        planes.append(codec_by_id(codec_id).decode(stream, spec))
     return join_planes(part.layout, planes, part.shape, part.dtype, part.alphabet_size)
