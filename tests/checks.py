@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flyweight.kernels import histogram, normalize_counts
+from flyweight.kernels import cpu_tiers, histogram, normalize_counts
 from flyweight.typing import Freqs, Symbols
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "table_of",
 ]
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", *cpu_tiers())
 WAYS = (1, 2, 4, 8, 16, 32, 64)
 
 alphabets = st.sampled_from((1, 2, 3, 15, 63, 255, 256))

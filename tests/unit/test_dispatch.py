@@ -4,6 +4,8 @@ import ast
 import doctest
 import importlib
 import inspect
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 
 import flyweight
-from flyweight.errors import InvalidArgumentError, MissingDependencyError
-from flyweight.kernels import backend, cuda_info, current_backend, pack_bits
+from flyweight.errors import InvalidArgumentError, MissingDependencyError, UnsupportedError
+from flyweight.kernels import backend, cpu_tiers, cuda_info, current_backend, pack_bits
 
 TWINS = ("bitpack", "freq_table", "rans", "gptq")
 
@@ -20,7 +22,9 @@ TWINS = ("bitpack", "freq_table", "rans", "gptq")
 def test_stub_has_the_names_of_the_module() -> None:
     core = importlib.import_module("flyweight._core")
     stub = ast.parse((Path(flyweight.__file__).parent / "_core.pyi").read_text())
-    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    functions = {
+        node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
     assert functions == {name for name in dir(core) if not name.startswith("_")}
     assert core.__version__ == flyweight.__version__
 
@@ -30,7 +34,7 @@ def test_stub_and_twins_have_the_same_parameters() -> None:
     core = importlib.import_module("flyweight._core")
     stub = ast.parse((Path(flyweight.__file__).parent / "_core.pyi").read_text())
     functions = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}
-    compared = {"cuda_info"}
+    compared = {"cpu_tiers", "cuda_info"}
     for module_name in TWINS:
         module = importlib.import_module(f"flyweight.reference.{module_name}")
         for name in set(module.__all__) & set(functions):
@@ -54,6 +58,33 @@ def test_backend_is_restored_and_checked() -> None:
     assert current_backend() == "cpu"
     with pytest.raises(InvalidArgumentError, match="got backend 'gpu', expected one of"):
         backend("gpu").__enter__()  # type: ignore[arg-type]
+
+
+def test_forced_tiers() -> None:
+    symbols = np.arange(16, dtype=np.uint8)
+    assert cpu_tiers()[0] == "scalar"
+    for tier in cpu_tiers():
+        with backend(tier):  # type: ignore[arg-type]
+            assert pack_bits(symbols, bits=8).tolist() == symbols.tolist()
+    missing = {"avx2", "avx512"} - set(cpu_tiers())
+    for tier in missing:
+        with backend(tier), pytest.raises(UnsupportedError, match=f"cannot run CPU tier '{tier}'"):  # type: ignore[arg-type]
+            pack_bits(symbols, bits=8)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("scalar", "['scalar']"), ("mmx", "got CPU tier")])
+def test_the_environment_limits_the_tier(value: str, expected: str) -> None:
+    code = (
+        "import flyweight.kernels as k\ntry: print(k.cpu_tiers())\nexcept Exception as e: print(e)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FLYWEIGHT_CPU": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in ran.stdout
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ PACKAGES = {
 @json_option
 def command(as_json: bool) -> None:
     """What is installed, which kernels are live, what is missing and how to get it."""
-    from flyweight.kernels.dispatch import cuda_info
+    from flyweight.kernels.dispatch import cpu_tiers, cuda_info
 
     found: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -39,9 +39,10 @@ def command(as_json: bool) -> None:
         except PackageNotFoundError:
             found[package] = None
     cuda = cuda_info()
+    tiers = cpu_tiers()
     rows = [("flyweight", flyweight.__version__, ""), ("python", platform.python_version(), "")]
     rows += [(name, number or "missing", PACKAGES[name]) for name, number in found.items()]
-    rows.append(("kernels", "scalar", "C++ on the CPU"))
+    rows.append(("kernels", tiers[-1], f"C++ on the CPU: {', '.join(tiers)}"))
     devices = ", ".join(cuda["devices"]) or cuda["problem"] or ""
     rows.append(("CUDA", cuda["runtime_version"] or "not built in", devices))
     emit(
@@ -49,7 +50,7 @@ def command(as_json: bool) -> None:
             "flyweight": flyweight.__version__,
             "python": platform.python_version(),
             "packages": found,
-            "kernels": {"cpu": "scalar"},
+            "kernels": {"cpu": tiers[-1]},
             "cuda": cuda,
         },
         table(("part", "version", "note"), rows),

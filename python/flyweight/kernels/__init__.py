@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
-from flyweight.kernels.dispatch import backend, cuda_info, current_backend
+from flyweight.kernels.dispatch import backend, cpu_tiers, cuda_info, current_backend
 from flyweight.kernels.gptq import gptq_quantize
 from flyweight.kernels.rans import (
     histogram,
@@ -15,6 +15,7 @@ from flyweight.kernels.rans import (
 
 __all__ = [
     "backend",
+    "cpu_tiers",
     "cuda_info",
     "current_backend",
     "gptq_quantize",

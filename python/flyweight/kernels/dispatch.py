@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,10 +12,12 @@ from typing import Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args
 from flyweight.errors import InvalidArgumentError, MissingDependencyError
 from flyweight.typing import CudaInfo
 
-__all__ = ["Backend", "backend", "cuda_info", "current_backend", "implementation"]
+__all__ = ["Backend", "backend", "cpu_tiers", "cuda_info", "current_backend", "implementation"]
 
-Backend: TypeAlias = Literal["reference", "cpu"]
-"""``reference`` is pure NumPy and slow; ``cpu`` is the compiled extension."""
+Backend: TypeAlias = Literal["reference", "cpu", "scalar", "avx2", "avx512"]
+"""``reference`` is pure NumPy and slow; ``cpu`` is the compiled extension on the best instruction
+set of this machine (at most that of the environment variable ``FLYWEIGHT_CPU``); the others force
+one."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +33,8 @@ def backend(name: Backend) -> Iterator[None]:
     ------
     InvalidArgumentError
         There is no such backend.
+    UnsupportedError
+        A kernel is called, and this machine cannot run the instruction set.
 
     Examples
     --------
@@ -61,9 +66,33 @@ def implementation(reference: Callable[P, R]) -> Callable[P, R]:
     MissingDependencyError
         The compiled twin is asked for, and the extension is not built or does not load.
     """
-    if _current.get() == "reference":
+    name = _current.get()
+    if name == "reference":
         return reference
-    return cast(Callable[P, R], getattr(_load_core(), reference.__name__))
+    core = _load_core()
+    compiled = cast(Callable[P, R], getattr(core, reference.__name__))
+    if name == "cpu":
+        return compiled
+
+    @functools.wraps(reference)
+    def forced(*args: P.args, **kwargs: P.kwargs) -> R:
+        with core.ForcedCpuTier(name):
+            return compiled(*args, **kwargs)
+
+    return forced
+
+
+def cpu_tiers() -> list[str]:
+    """Instruction sets that kernels can be forced to on this machine, the slowest first.
+
+    Raises
+    ------
+    MissingDependencyError
+        The extension is not built or does not load.
+    InvalidArgumentError
+        ``FLYWEIGHT_CPU`` names no tier.
+    """
+    return cast(list[str], _load_core().cpu_tiers())
 
 
 def cuda_info() -> CudaInfo:

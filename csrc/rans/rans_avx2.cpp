@@ -1,0 +1,3 @@
+#ifndef __AVX2__
+#error "wrong flags"
+#endif

@@ -1,0 +1,3 @@
+#ifndef __AVX512VBMI2__
+#error "wrong flags"
+#endif
