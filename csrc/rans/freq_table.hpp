@@ -10,6 +10,7 @@ namespace flyweight::rans {
 inline constexpr unsigned kMinProbBits = 8;
 inline constexpr unsigned kMaxProbBits = 15;
 inline constexpr std::size_t kMaxAlphabet = 256;
+inline constexpr std::size_t kMaxTables = 256;
 /// Counts sum to less than this, so that a count times 1 << kMaxProbBits fits into 63 bits.
 inline constexpr std::int64_t kCountLimit = std::int64_t{1} << 48;
 

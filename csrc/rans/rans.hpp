@@ -5,12 +5,13 @@
 //     words from the end of the buffer to the front, so that the decoder reads forward.
 //  2. Symbol i belongs to way i % ways. The ways are independent states; only the order in which
 //     the decoder needs words ties them together.
-//  3. Decoder and encoder steps are exact inverses. A stream that passes every check of the decoder
-//     is therefore the one stream that the encoder makes of those symbols.
+//  3. A state starts in the encoder, and ends in the decoder, at kStateLower plus any number below
+//     it: one word per way rides along for free ("hidden"). Given those words, decoder and encoder
+//     steps are exact inverses, so one stream and no other decodes to given symbols.
 //
 // Stream: `ways` final encoder states (uint32 little-endian, way 0 first), then the words (uint16
 // little-endian) in the order in which the decoder reads them. See
-// docs/decisions/0001-rans-streams.
+// docs/decisions/0001-rans-streams and 0006-ans-streams.
 #pragma once
 
 #include <cstddef>
@@ -46,36 +47,39 @@ struct Params {
   unsigned ways;       ///< interleaved states, a power of two up to kMaxWays
 };
 
+/// One or more frequency tables over one alphabet, and which of them each symbol is coded by.
+struct Model {
+  std::span<const std::uint16_t> freqs;  ///< (tables, alphabet); each row sums to 1 << prob_bits
+  std::size_t alphabet;
+  /// Symbol i is in row i / col_classes.size() and column i % col_classes.size(); its table is
+  /// row class + column class, or the last table if that is none. Both are empty for one table.
+  std::span<const std::uint8_t> row_classes;
+  std::span<const std::uint8_t> col_classes;
+
+  std::size_t tables() const { return freqs.size() / alphabet; }
+  bool has_classes() const { return !col_classes.empty(); }
+};
+
 /// Upper bound in bytes of the stream of `count` symbols: one word each, and the states.
 std::size_t encode_bound(std::size_t count, unsigned ways);
 
-/// Encodes to the front of `stream`, which must have room for the bound; returns the bytes used.
-/// Throws InvalidArgument at the first symbol without a frequency.
-std::size_t encode(std::span<const std::uint8_t> symbols, std::span<const std::uint16_t> freqs,
-                   Params params, std::span<std::byte> stream);
+/// Encodes into `stream`, whose last bytes are the result; returns their number. `hidden` is a word
+/// per way, or empty for zeros. Throws InvalidArgument at the first symbol without a frequency, and
+/// BudgetExceeded if the stream does not fit; the bound always does.
+std::size_t encode(std::span<const std::uint8_t> symbols, const Model& model, Params params,
+                   std::span<const std::uint16_t> hidden, std::span<std::byte> stream);
 
-/// Inverse of encode: fills `symbols` from exactly `stream`. Throws CorruptStream if the stream
-/// ends early, has words left over, or leaves a state other than kStateLower behind.
-void decode(std::span<const std::byte> stream, std::span<const std::uint16_t> freqs, Params params,
-            std::span<std::uint8_t> symbols);
+/// Inverse of encode: fills `symbols` and `hidden` from the front of `stream`, and returns the
+/// bytes that it read. An empty `hidden` says that the words must be zeros. Throws CorruptStream if
+/// the stream ends early or a state is out of range.
+std::size_t decode(std::span<const std::byte> stream, const Model& model, Params params,
+                   std::span<std::uint16_t> hidden, std::span<std::uint8_t> symbols);
 
 namespace detail {
 
-/// Why and where decoding stopped.
-struct DecodeStatus {
-  enum class Kind { kOk, kBadInitialState, kTruncated, kBadFinalState, kSurplus };
-  Kind kind = Kind::kOk;
-  std::size_t byte = 0;    ///< offset in the stream of the next unread byte
-  std::size_t symbol = 0;  ///< index of the symbol being decoded
-  unsigned way = 0;        ///< the state concerned
-};
-
-/// Both take checked arguments. `freqs` sum to 1 << prob_bits, every symbol has a frequency, and
-/// `stream` has room for the bound.
-std::size_t encode(std::span<const std::uint8_t> symbols, std::span<const std::uint16_t> freqs,
-                   Params params, std::span<std::byte> stream) noexcept;
-DecodeStatus decode(std::span<const std::byte> stream, std::span<const std::uint16_t> freqs,
-                    Params params, std::span<std::uint8_t> symbols) noexcept;
+/// encode for checked arguments: every symbol has a frequency in its table.
+std::size_t encode(std::span<const std::uint8_t> symbols, const Model& model, Params params,
+                   std::span<const std::uint16_t> hidden, std::span<std::byte> stream);
 
 }  // namespace detail
 }  // namespace flyweight::rans

@@ -6,7 +6,7 @@ Functions have the names and the signatures of their twins in ``flyweight.refere
 import numpy as np
 from numpy.typing import NDArray
 
-from flyweight.typing import BytesLike, Codes, Counts, CudaInfo, Freqs, Symbols
+from flyweight.typing import BytesLike, Codes, Counts, CudaInfo, Freqs, Symbols, Words
 
 __version__: str
 
@@ -23,9 +23,26 @@ def unpack_bits(packed: BytesLike, *, bits: int, count: int) -> Symbols: ...
 def histogram(symbols: Symbols, *, alphabet_size: int) -> Counts: ...
 def normalize_counts(counts: Counts, *, prob_bits: int) -> Freqs: ...
 def rans_bound(count: int, *, ways: int) -> int: ...
-def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) -> bytes: ...
+def rans_encode(
+    symbols: Symbols,
+    freqs: Freqs,
+    *,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
+) -> bytes: ...
 def rans_decode(
-    stream: BytesLike, freqs: Freqs, *, count: int, prob_bits: int, ways: int
+    stream: BytesLike,
+    freqs: Freqs,
+    *,
+    count: int,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
 ) -> Symbols: ...
 def gptq_quantize(
     weights: NDArray[np.float32],

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AnyArray", "BytesLike", "Codes", "Counts", "CudaInfo", "Freqs", "Symbols"]
+__all__ = ["AnyArray", "BytesLike", "Codes", "Counts", "CudaInfo", "Freqs", "Symbols", "Words"]
 
 AnyArray: TypeAlias = NDArray[Any]
 """Any dtype, any shape."""
@@ -18,7 +18,9 @@ Symbols: TypeAlias = NDArray[np.uint8]
 Counts: TypeAlias = NDArray[np.int64]
 """Occurrences per symbol, ``(alphabet,)``."""
 Freqs: TypeAlias = NDArray[np.uint16]
-"""Integer shares of ``1 << prob_bits`` per symbol, ``(alphabet,)``."""
+"""Integer shares of ``1 << prob_bits`` per symbol, ``(alphabet,)`` or ``(tables, alphabet)``."""
+Words: TypeAlias = NDArray[np.uint16]
+"""16-bit units of an ANS stream."""
 BytesLike: TypeAlias = bytes | bytearray | memoryview | NDArray[np.uint8]
 """Coded bytes in any contiguous, one-dimensional buffer of unsigned bytes."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flyweight.kernels.dispatch import implementation
 from flyweight.reference import freq_table as reference_table
 from flyweight.reference import rans as reference
-from flyweight.typing import BytesLike, Counts, Freqs, Symbols
+from flyweight.typing import BytesLike, Counts, Freqs, Symbols, Words
 
 __all__ = ["histogram", "normalize_counts", "rans_bound", "rans_decode", "rans_encode"]
 
@@ -90,16 +90,30 @@ def rans_bound(count: int, *, ways: int) -> int:
     return implementation(reference.rans_bound)(count, ways=ways)
 
 
-def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) -> bytes:
+def rans_encode(
+    symbols: Symbols,
+    freqs: Freqs,
+    *,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
+) -> bytes:
     """Symbols to a stream of about their information content under ``freqs``.
 
     Parameters
     ----------
     symbols : (n,) uint8, C-contiguous
-    freqs : (alphabet,) uint16, C-contiguous, sum ``1 << prob_bits``, not zero for any symbol used
+    freqs : (alphabet,) or (tables, alphabet) uint16, C-contiguous, at most 256 tables; each sums to
+        ``1 << prob_bits`` and is not zero for any symbol coded by it
     prob_bits : 8 to 15
-    ways : 1, 2, 4, ... 64, interleaved states: each costs about 3 bytes and may be decoded beside
-        the others
+    ways : 1, 2, 4, ... 64, interleaved states: each costs 4 bytes, of which it carries 1 byte of
+        the symbols and 2 of ``hidden``, and may be decoded beside the others
+    row_classes, col_classes : (rows,) and (columns,) uint8, ``rows * columns == n``, where there
+        is more than one table: symbol ``i`` is coded by table ``row_classes[i // columns] +
+        col_classes[i % columns]``, or by the last table if that is none
+    hidden : (ways,) uint16, any words to carry along for free; zeros if None
 
     Returns
     -------
@@ -109,7 +123,7 @@ def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) ->
     ------
     InvalidArgumentError
         A symbol without a frequency (the message has the first position), frequencies with another
-        sum, or an argument out of range.
+        sum, classes of another number of symbols, or an argument out of range.
     TypeError
         An array that is not C-contiguous or not of the dtype above.
 
@@ -117,20 +131,38 @@ def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) ->
     ----------
     docs/format.md, "rANS streams"; Duda 2013, arXiv:1311.2540.
     """
-    return implementation(reference.rans_encode)(symbols, freqs, prob_bits=prob_bits, ways=ways)
+    return implementation(reference.rans_encode)(
+        symbols,
+        freqs,
+        prob_bits=prob_bits,
+        ways=ways,
+        row_classes=row_classes,
+        col_classes=col_classes,
+        hidden=hidden,
+    )
 
 
 def rans_decode(
-    stream: BytesLike, freqs: Freqs, *, count: int, prob_bits: int, ways: int
+    stream: BytesLike,
+    freqs: Freqs,
+    *,
+    count: int,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
 ) -> Symbols:
     """Inverse of :func:`rans_encode`.
 
     Parameters
     ----------
     stream : exactly what the encoder returned, as bytes or a (size,) uint8 array
-    freqs, prob_bits, ways : as for the encoder
+    freqs, prob_bits, ways, row_classes, col_classes : as for the encoder
     count : number of symbols; memory for them is allocated at once, and a symbol of frequency
         ``1 << prob_bits`` takes no bytes, so a count from a file must be checked by the caller
+    hidden : (ways,) uint16, filled with the words that the stream carries; they must be zeros if
+        None
 
     Returns
     -------
@@ -147,5 +179,12 @@ def rans_decode(
         An array that is not C-contiguous or not of the dtype above.
     """
     return implementation(reference.rans_decode)(
-        stream, freqs, count=count, prob_bits=prob_bits, ways=ways
+        stream,
+        freqs,
+        count=count,
+        prob_bits=prob_bits,
+        ways=ways,
+        row_classes=row_classes,
+        col_classes=col_classes,
+        hidden=hidden,
     )

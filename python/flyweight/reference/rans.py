@@ -12,9 +12,9 @@ from itertools import accumulate
 import numpy as np
 
 from flyweight.errors import CorruptStreamError, InvalidArgumentError
-from flyweight.reference.arrays import as_array
+from flyweight.reference.arrays import as_array, check_range
 from flyweight.reference.freq_table import checked_freqs
-from flyweight.typing import BytesLike, Freqs, Symbols
+from flyweight.typing import BytesLike, Freqs, Symbols, Words
 
 __all__ = ["rans_bound", "rans_decode", "rans_encode"]
 
@@ -22,6 +22,7 @@ LOWER = 1 << 16
 WORD_BITS = 16
 STATE_BYTES, WORD_BYTES = 4, 2
 WAYS = (1, 2, 4, 8, 16, 32, 64)
+MAX_TABLES = 256
 
 
 def rans_bound(count: int, *, ways: int) -> int:
@@ -31,17 +32,27 @@ def rans_bound(count: int, *, ways: int) -> int:
     return STATE_BYTES * ways + WORD_BYTES * count
 
 
-def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) -> bytes:
+def rans_encode(
+    symbols: Symbols,
+    freqs: Freqs,
+    *,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
+) -> bytes:
     """Final states, then the words in the order in which the decoder reads them."""
     _check_ways(ways)
-    table = checked_freqs(freqs, prob_bits=prob_bits)
-    cums = [0, *accumulate(table)]
+    tables = _checked_tables(freqs, prob_bits=prob_bits)
     sequence = as_array(symbols, "symbols", np.uint8, 1).tolist()
-    _check_symbols(sequence, table)
-    states = [LOWER] * ways
+    table_of = _tables_of(len(tables), len(sequence), row_classes, col_classes)
+    _check_symbols(sequence, tables, table_of)
+    cums = [[0, *accumulate(table)] for table in tables]
+    states = [LOWER | word for word in _checked_hidden(hidden, ways)]
     words: list[int] = []
     for i in reversed(range(len(sequence))):
-        freq, cum = table[sequence[i]], cums[sequence[i]]
+        freq, cum = tables[table_of[i]][sequence[i]], cums[table_of[i]][sequence[i]]
         state = states[i % ways]
         if state >= freq << (32 - prob_bits):
             words.append(state & 0xFFFF)
@@ -51,21 +62,31 @@ def rans_encode(symbols: Symbols, freqs: Freqs, *, prob_bits: int, ways: int) ->
 
 
 def rans_decode(
-    stream: BytesLike, freqs: Freqs, *, count: int, prob_bits: int, ways: int
+    stream: BytesLike,
+    freqs: Freqs,
+    *,
+    count: int,
+    prob_bits: int,
+    ways: int,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+    hidden: Words | None = None,
 ) -> Symbols:
     """Inverse of :func:`rans_encode`; every word must be used and every state end at ``LOWER``."""
     _check_ways(ways)
     _check_count(count)
-    table = checked_freqs(freqs, prob_bits=prob_bits)
-    cums = [0, *accumulate(table)]
-    symbol_of_slot = np.repeat(np.arange(len(table)), table).tolist()
+    tables = _checked_tables(freqs, prob_bits=prob_bits)
+    table_of = _tables_of(len(tables), count, row_classes, col_classes)
+    _checked_hidden(hidden, ways)
+    cums = [[0, *accumulate(table)] for table in tables]
+    symbol_of_slot = [np.repeat(np.arange(len(table)), table).tolist() for table in tables]
     states, words = _split(as_array(stream, "stream", np.uint8, 1).tobytes(), ways)
     symbols, read = [], 0
     for i in range(count):
-        state = states[i % ways]
+        state, table = states[i % ways], table_of[i]
         slot = state & ((1 << prob_bits) - 1)
-        symbol = symbol_of_slot[slot]
-        state = table[symbol] * (state >> prob_bits) + slot - cums[symbol]
+        symbol = symbol_of_slot[table][slot]
+        state = tables[table][symbol] * (state >> prob_bits) + slot - cums[table][symbol]
         if state < LOWER:
             if read == len(words):
                 raise CorruptStreamError(
@@ -76,7 +97,8 @@ def rans_decode(
             read += 1
         states[i % ways] = state
         symbols.append(symbol)
-    _check_end(states, len(words) - read)
+    surplus = len(stream) - STATE_BYTES * ways - WORD_BYTES * read
+    _check_end(states, surplus, hidden)
     return np.array(symbols, dtype=np.uint8)
 
 
@@ -86,12 +108,7 @@ def _split(stream: bytes, ways: int) -> tuple[list[int], list[int]]:
         raise CorruptStreamError(
             f"rans: stream of {size} bytes cannot hold the {ways} states of {STATE_BYTES} bytes"
         )
-    if (size - STATE_BYTES * ways) % WORD_BYTES:
-        raise CorruptStreamError(
-            f"rans: stream of {size} bytes ends within a word of {WORD_BYTES} bytes, "
-            f"at byte {size - 1}"
-        )
-    numbers = struct.unpack(f"<{ways}I{size // WORD_BYTES - 2 * ways}H", stream)
+    numbers = struct.unpack_from(f"<{ways}I{size // WORD_BYTES - 2 * ways}H", stream)
     states, words = list(numbers[:ways]), list(numbers[ways:])
     for way, state in enumerate(states):
         if state < LOWER:
@@ -102,18 +119,56 @@ def _split(stream: bytes, ways: int) -> tuple[list[int], list[int]]:
     return states, words
 
 
-def _check_end(states: list[int], words_left: int) -> None:
-    if words_left:
-        raise CorruptStreamError(
-            f"rans: all symbols were decoded {WORD_BYTES * words_left} bytes before the end"
-        )
+def _check_end(states: list[int], surplus: int, hidden: Words | None) -> None:
+    if surplus:
+        raise CorruptStreamError(f"rans: all symbols were decoded {surplus} bytes before the end")
     for way, state in enumerate(states):
-        if state != LOWER:
+        if state >> WORD_BITS != 1 or (hidden is None and state != LOWER):
             raise CorruptStreamError(f"rans: way {way} ends in state {state}, expected {LOWER}")
+    if hidden is not None:
+        hidden[:] = [state & 0xFFFF for state in states]
 
 
-def _check_symbols(sequence: list[int], table: list[int]) -> None:
+def _checked_tables(freqs: Freqs, *, prob_bits: int) -> list[list[int]]:
+    ndim = freqs.ndim if isinstance(freqs, np.ndarray) and freqs.ndim == 2 else 1
+    array = as_array(freqs, "freqs", np.uint16, ndim)
+    rows = array if ndim == 2 else array[np.newaxis]
+    check_range("tables", len(rows), 1, MAX_TABLES)
+    return [checked_freqs(np.ascontiguousarray(row), prob_bits=prob_bits) for row in rows]
+
+
+def _tables_of(
+    tables: int, count: int, row_classes: Symbols | None, col_classes: Symbols | None
+) -> list[int]:
+    """The table of each symbol: row class plus column class, the last one where that is none."""
+    if row_classes is None or col_classes is None or len(col_classes) == 0:
+        if tables > 1:
+            raise InvalidArgumentError(f"rans: {tables} tables need row and column classes")
+        return [0] * count
+    rows = as_array(row_classes, "row_classes", np.uint8, 1).astype(np.int64)
+    cols = as_array(col_classes, "col_classes", np.uint8, 1).astype(np.int64)
+    if len(rows) * len(cols) != count:
+        raise InvalidArgumentError(
+            f"rans: {len(rows)} rows and {len(cols)} columns, but {count} symbols"
+        )
+    numbers: list[int] = np.minimum(rows[:, np.newaxis] + cols, tables - 1).ravel().tolist()
+    return numbers
+
+
+def _checked_hidden(hidden: Words | None, ways: int) -> list[int]:
+    if hidden is None:
+        return [0] * ways
+    words: list[int] = as_array(hidden, "hidden", np.uint16, 1).tolist()
+    if len(words) != ways:
+        raise InvalidArgumentError(
+            f"rans: got {len(words)} hidden words, expected one for each of {ways} ways"
+        )
+    return words
+
+
+def _check_symbols(sequence: list[int], tables: list[list[int]], table_of: list[int]) -> None:
     for i, symbol in enumerate(sequence):
+        table = tables[table_of[i]]
         if symbol >= len(table) or table[symbol] == 0:
             raise InvalidArgumentError(
                 f"rans: symbol {symbol} at position {i} has no frequency in the alphabet of "
