@@ -7,6 +7,7 @@ namespace flyweight::bindings {
 
 namespace py = pybind11;
 
+void register_ans(py::module_& module);
 void register_bitpack(py::module_& module);
 void register_cpu(py::module_& module);
 void register_cuda_info(py::module_& module);
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled kernels; use them through flyweight.kernels.";
   module.attr("__version__") = FLYWEIGHT_VERSION;
   pybind11::register_local_exception_translator(&translate);
+  register_ans(module);
   register_bitpack(module);
   register_cpu(module);
   register_cuda_info(module);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <numeric>
 
 #include "common/checked.hpp"
@@ -43,6 +44,51 @@ void take_slots(std::size_t surplus, std::span<std::uint16_t> freqs) {
   for (; surplus > 0; --surplus) --*std::ranges::max_element(freqs);
 }
 
+// Small alphabets are counted by pairs of symbols: half of the increments, in a table of 16 kB.
+constexpr std::size_t kPairAlphabet = 64;
+constexpr std::size_t kPairThreshold = std::size_t{1} << 14;
+constexpr std::size_t kPairChunk = std::size_t{1} << 30;  // counts of 32 bits suffice
+
+// Returns false, with counts of no meaning, if a symbol does not fit into six bits.
+bool count_pairs(std::span<const std::uint8_t> symbols, std::span<std::int64_t> counts) {
+  std::array<std::int64_t, kPairAlphabet> totals{};
+  while (!symbols.empty()) {
+    const auto chunk = symbols.first(std::min(symbols.size(), kPairChunk));
+    symbols = symbols.subspan(chunk.size());
+    std::array<std::uint32_t, kPairAlphabet * kPairAlphabet> pairs{};
+    std::uint64_t seen = 0;
+    std::size_t i = 0;
+    for (; i + 8 <= chunk.size(); i += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, &chunk[i], sizeof eight);
+      seen |= eight;
+      // Bits 0..5 of each 16: the first of two symbols; bits 6..11: the second.
+      const std::uint64_t index = (eight & 0x003F003F003F003F) | (eight >> 2 & 0x0FC00FC00FC00FC0);
+      ++pairs[index & 0xFFFF];
+      ++pairs[index >> 16 & 0xFFFF];
+      ++pairs[index >> 32 & 0xFFFF];
+      ++pairs[index >> 48];
+    }
+    for (; i < chunk.size(); ++i) {
+      seen |= chunk[i];
+      ++totals[chunk[i] % kPairAlphabet];
+    }
+    if ((seen & 0xC0C0C0C0C0C0C0C0) != 0) return false;
+    for (std::size_t second = 0; second < kPairAlphabet; ++second) {
+      for (std::size_t first = 0; first < kPairAlphabet; ++first) {
+        const std::uint32_t count = pairs[second * kPairAlphabet + first];
+        totals[first] += count;
+        totals[second] += count;
+      }
+    }
+  }
+  for (std::size_t s = counts.size(); s < kPairAlphabet; ++s) {
+    if (totals[s] != 0) return false;
+  }
+  std::ranges::copy(std::span(totals).first(counts.size()), counts.begin());
+  return true;
+}
+
 }  // namespace
 
 void check_prob_bits(unsigned prob_bits) {
@@ -70,6 +116,10 @@ void check_freqs(std::span<const std::uint16_t> freqs, unsigned prob_bits) {
 
 void histogram(std::span<const std::uint8_t> symbols, std::span<std::int64_t> counts) {
   check_alphabet(counts.size());
+  if (counts.size() <= kPairAlphabet && symbols.size() >= kPairThreshold &&
+      count_pairs(symbols, counts)) {
+    return;
+  }
   // Four tables, so that a run of one symbol does not wait for its own increments.
   std::array<std::array<std::int64_t, kMaxAlphabet>, 4> partial{};
   for (std::size_t i = 0; i < symbols.size(); ++i) ++partial[i % 4][symbols[i]];

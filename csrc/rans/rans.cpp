@@ -118,18 +118,21 @@ struct EncodeTables {
   std::vector<FastStep> fast;  // empty where vectors cannot be used
 };
 
-EncodeTables make_encode_tables(const Model& model, unsigned prob_bits, bool wants_fast) {
+EncodeTables make_encode_tables(const Model& model, unsigned prob_bits, bool wants_fast,
+                                std::span<const std::uint8_t> stand_ins) {
   EncodeTables tables;
   tables.steps.resize(model.tables() * kTableSymbols);
   wants_fast = wants_fast && std::ranges::all_of(model.freqs, is_fast);
   if (wants_fast) tables.fast.resize(model.tables() * kTableSymbols);
+  std::array<std::uint32_t, kMaxAlphabet + 1> cums{};
   for (std::size_t table = 0; table < model.tables(); ++table) {
-    std::uint32_t cum = 0;
-    for (std::size_t s = 0; s < model.alphabet; ++s) {
-      const std::uint32_t freq = model.freqs[table * model.alphabet + s];
-      tables.steps[table * kTableSymbols + s] = make_step(freq, cum, prob_bits);
-      if (wants_fast) tables.fast[table * kTableSymbols + s] = make_fast_step(freq, cum);
-      cum += freq;
+    const auto freqs = model.freqs.subspan(table * model.alphabet, model.alphabet);
+    for (std::size_t s = 0; s < freqs.size(); ++s) cums[s + 1] = cums[s] + freqs[s];
+    for (std::size_t s = 0; s < freqs.size(); ++s) {
+      const std::size_t coded = stand_ins.empty() ? s : stand_ins[s];
+      const std::size_t at = table * kTableSymbols + s;
+      tables.steps[at] = make_step(freqs[coded], cums[coded], prob_bits);
+      if (wants_fast) tables.fast[at] = make_fast_step(freqs[coded], cums[coded]);
     }
   }
   return tables;
@@ -153,8 +156,8 @@ void for_each_span(const Model& model, Fill fill) {
 std::vector<std::uint64_t> make_slots(const Model& model, unsigned prob_bits) {
   std::vector<std::uint64_t> slots(model.tables() << prob_bits);
   for_each_span(model, [&](std::uint32_t freq, std::uint32_t symbol, std::size_t slot) {
-    std::uint64_t entry = std::uint64_t{freq} << 32 | symbol;
-    for (std::uint32_t k = 0; k < freq; ++k, entry += 1 << 8) slots[slot + k] = entry;
+    const std::uint64_t entry = std::uint64_t{symbol} << 32 | freq << 16;
+    for (std::uint32_t k = 0; k < freq; ++k) slots[slot + k] = entry + k;
   });
   return slots;
 }
@@ -163,8 +166,8 @@ std::vector<std::uint32_t> make_fast_slots(const Model& model) {
   std::vector<std::uint32_t> slots(model.tables() << kFastProbBits);
   for_each_span(model, [&](std::uint32_t freq, std::uint32_t symbol, std::size_t slot) {
     std::uint32_t* const to = &slots[slot];
-    const std::uint32_t entry = freq << 20 | symbol;
-    for (std::uint32_t k = 0; k < freq; ++k) to[k] = entry + (k << 8);
+    const std::uint32_t entry = symbol << 24 | freq << 12;
+    for (std::uint32_t k = 0; k < freq; ++k) to[k] = entry + k;
   });
   return slots;
 }
@@ -281,13 +284,15 @@ std::size_t encode(std::span<const std::uint8_t> symbols, const Model& model, Pa
   check_model(model, params, symbols.size());
   check_hidden(hidden.size(), params.ways);
   check_symbols(symbols, model);
-  return detail::encode(symbols, model, params, hidden, stream);
+  return detail::encode(symbols, model, params, hidden, {}, stream);
 }
 
 std::size_t detail::encode(std::span<const std::uint8_t> symbols, const Model& model, Params params,
-                           std::span<const std::uint16_t> hidden, std::span<std::byte> stream) {
+                           std::span<const std::uint16_t> hidden,
+                           std::span<const std::uint8_t> stand_ins, std::span<std::byte> stream) {
   const CpuTier tier = fitting_tier(params);
-  const EncodeTables tables = make_encode_tables(model, params.prob_bits, tier != CpuTier::kScalar);
+  const EncodeTables tables =
+      make_encode_tables(model, params.prob_bits, tier != CpuTier::kScalar, stand_ins);
   States states;
   for (unsigned w = 0; w < params.ways; ++w) {
     states[w] = kStateLower | (hidden.empty() ? std::uint32_t{0} : hidden[w]);

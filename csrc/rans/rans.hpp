@@ -77,9 +77,11 @@ std::size_t decode(std::span<const std::byte> stream, const Model& model, Params
 
 namespace detail {
 
-/// encode for checked arguments: every symbol has a frequency in its table.
+/// encode for checked arguments. `stand_ins` says which symbol is coded for each of the alphabet
+/// (itself if empty), and that one has a frequency in its table.
 std::size_t encode(std::span<const std::uint8_t> symbols, const Model& model, Params params,
-                   std::span<const std::uint16_t> hidden, std::span<std::byte> stream);
+                   std::span<const std::uint16_t> hidden, std::span<const std::uint8_t> stand_ins,
+                   std::span<std::byte> stream);
 
 }  // namespace detail
 }  // namespace flyweight::rans

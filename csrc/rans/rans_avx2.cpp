@@ -57,17 +57,18 @@ __m256i look_up(const std::uint32_t* table, __m256i index) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
 }
 
-// Low bytes of the eight lanes.
-void store_low_bytes(std::uint8_t* to, __m256i lanes) {
-  const __m256i order = _mm256_set1_epi32(0x0C080400);
+// High bytes of the eight lanes.
+void store_high_bytes(std::uint8_t* to, __m256i lanes) {
+  const __m256i order = _mm256_set1_epi32(0x0F0B0703);
   const __m256i packed = _mm256_shuffle_epi8(lanes, order);
   const __m128i both =
       _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), both);
 }
 
+// The blocks are taken by value: a byte that is written might otherwise be one of their members.
 template <unsigned kVectors, bool kHasContexts>
-std::size_t decode_rows(DecodeBlock& block) {
+std::size_t decode_rows(const DecodeBlock block, const std::byte*& next) {
   constexpr std::size_t kWays = std::size_t{kVectors} * kLanes;
   __m256i states[kVectors];
   for (unsigned v = 0; v < kVectors; ++v) {
@@ -86,10 +87,10 @@ std::size_t decode_rows(DecodeBlock& block) {
         index = _mm256_or_si256(index, table);
       }
       const __m256i entry = look_up(block.fast, index);
-      store_low_bytes(block.symbols + i, entry);
-      const __m256i freq = _mm256_srli_epi32(entry, 20);
-      const __m256i bias =
-          _mm256_and_si256(_mm256_srli_epi32(entry, 8), _mm256_set1_epi32(kStateMask));
+      store_high_bytes(block.symbols + i, entry);
+      const __m256i freq =
+          _mm256_and_si256(_mm256_srli_epi32(entry, 12), _mm256_set1_epi32(kStateMask));
+      const __m256i bias = _mm256_and_si256(entry, _mm256_set1_epi32(kStateMask));
       const __m256i popped =
           _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(state, kFastProbBits)), bias);
       const __m256i takes =
@@ -106,7 +107,7 @@ std::size_t decode_rows(DecodeBlock& block) {
   for (unsigned v = 0; v < kVectors; ++v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.states + v * kLanes), states[v]);
   }
-  block.cursor = cursor;
+  next = cursor;
   return i;
 }
 
@@ -140,7 +141,7 @@ StepLanes load_steps(const FastStep* steps, const std::uint8_t* symbols,
 }
 
 template <unsigned kVectors, bool kHasContexts>
-void encode_rows(EncodeBlock& block) {
+std::byte* encode_rows(const EncodeBlock block) {
   __m256i states[kVectors];
   for (unsigned v = 0; v < kVectors; ++v) {
     states[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.states + v * kLanes));
@@ -176,22 +177,44 @@ void encode_rows(EncodeBlock& block) {
   for (unsigned v = 0; v < kVectors; ++v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.states + v * kLanes), states[v]);
   }
-  block.cursor = cursor;
+  return cursor;
 }
 
 template <unsigned kVectors>
 void encode_vectors(EncodeBlock& block) {
-  block.contexts == nullptr ? encode_rows<kVectors, false>(block)
-                            : encode_rows<kVectors, true>(block);
+  block.cursor = block.contexts == nullptr ? encode_rows<kVectors, false>(block)
+                                           : encode_rows<kVectors, true>(block);
 }
 
 template <unsigned kVectors>
 std::size_t decode_vectors(DecodeBlock& block) {
-  return block.contexts == nullptr ? decode_rows<kVectors, false>(block)
-                                   : decode_rows<kVectors, true>(block);
+  return block.contexts == nullptr ? decode_rows<kVectors, false>(block, block.cursor)
+                                   : decode_rows<kVectors, true>(block, block.cursor);
 }
 
 }  // namespace
+
+std::size_t skip_groups_avx2(const std::uint8_t* bytes, std::size_t count,
+                             const ByteSet& set) noexcept {
+  const auto both_lanes = [](const std::uint8_t* from) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  };
+  const __m256i lower = both_lanes(set.nibbles[0]);
+  const __m256i upper = both_lanes(set.nibbles[1]);
+  const __m256i bits = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+  const __m256i low_nibble = _mm256_set1_epi8(15);
+  std::size_t i = 0;
+  for (; i + kGroup <= count; i += kGroup) {
+    const __m256i group = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(group, 4), low_nibble);
+    // pshufb looks at the low nibble of an index, and gives 0 where its top bit is set
+    const __m256i index = _mm256_and_si256(group, low_nibble);
+    const __m256i row = _mm256_blendv_epi8(_mm256_shuffle_epi8(lower, index),
+                                           _mm256_shuffle_epi8(upper, index), group);
+    if (_mm256_testz_si256(row, _mm256_shuffle_epi8(bits, high)) == 0) break;
+  }
+  return i;
+}
 
 void encode_avx2(EncodeBlock& block) noexcept {
   switch (block.ways) {

@@ -14,13 +14,54 @@ __m512i load_bytes(const std::uint8_t* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+// From byte k of lane j to byte 16 * k + j.
+struct ByteOrder {
+  unsigned char bytes[64];
+};
+
+constexpr ByteOrder make_byte_order() {
+  ByteOrder order{};
+  for (unsigned i = 0; i < 64; ++i) {
+    order.bytes[i] = static_cast<unsigned char>(i % kLanes * 4 + i / kLanes);
+  }
+  return order;
+}
+
+alignas(64) constexpr ByteOrder kByteOrder = make_byte_order();
+
+// Into zeros, not into an undefined register: what it held would have to be waited for.
+__m512i look_up(const void* table, __m512i index) {
+  return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xFFFF, index, table, 4);
+}
+
+// The high bytes of all lanes. Four vectors are first shifted into one, byte k of a lane from
+// vector k, which takes half of the instructions.
+template <unsigned kVectors>
+void store_symbols(std::uint8_t* to, const __m512i (&entries)[kVectors]) {
+  if constexpr (kVectors == 4) {
+    __m512i bytes = _mm512_srli_epi32(entries[3], 24);
+    bytes = _mm512_shldi_epi32(bytes, entries[2], 8);
+    bytes = _mm512_shldi_epi32(bytes, entries[1], 8);
+    bytes = _mm512_shldi_epi32(bytes, entries[0], 8);
+    const __m512i order = _mm512_load_si512(kByteOrder.bytes);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order, bytes));
+  } else {
+    for (unsigned v = 0; v < kVectors; ++v) {
+      const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32(entries[v], 24));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + v * kLanes), bytes);
+    }
+  }
+}
+
+// The blocks are taken by value: a byte that is written might otherwise be one of their members.
 template <unsigned kVectors, bool kHasContexts>
-std::size_t decode_rows(DecodeBlock& block) {
+std::size_t decode_rows(const DecodeBlock block, const std::byte*& next) {
   constexpr std::size_t kWays = std::size_t{kVectors} * kLanes;
   __m512i states[kVectors];
   for (unsigned v = 0; v < kVectors; ++v) {
     states[v] = _mm512_loadu_si512(block.states + v * kLanes);
   }
+  __m512i entries[kVectors];
   const std::byte* cursor = block.cursor;
   std::size_t i = 0;
   // A vector reads 16 words and takes at most as many, so a row stays within a word per way.
@@ -33,11 +74,11 @@ std::size_t decode_rows(DecodeBlock& block) {
         const __m512i table = _mm512_slli_epi32(load_bytes(block.contexts + i), kFastProbBits);
         index = _mm512_or_si512(index, table);
       }
-      const __m512i entry = _mm512_i32gather_epi32(index, block.fast, 4);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(block.symbols + i), _mm512_cvtepi32_epi8(entry));
-      const __m512i freq = _mm512_srli_epi32(entry, 20);
-      const __m512i bias =
-          _mm512_and_si512(_mm512_srli_epi32(entry, 8), _mm512_set1_epi32(kStateMask));
+      const __m512i entry = look_up(block.fast, index);
+      entries[v] = entry;
+      const __m512i freq =
+          _mm512_and_si512(_mm512_srli_epi32(entry, 12), _mm512_set1_epi32(kStateMask));
+      const __m512i bias = _mm512_and_si512(entry, _mm512_set1_epi32(kStateMask));
       const __m512i popped =
           _mm512_add_epi32(_mm512_mullo_epi32(freq, _mm512_srli_epi32(state, kFastProbBits)), bias);
       const __mmask16 takes = _mm512_cmplt_epu32_mask(popped, _mm512_set1_epi32(1 << 16));
@@ -47,11 +88,12 @@ std::size_t decode_rows(DecodeBlock& block) {
       states[v] = _mm512_or_si512(_mm512_mask_slli_epi32(popped, takes, popped, 16), mine);
       cursor += 2 * static_cast<unsigned>(_mm_popcnt_u32(takes));
     }
+    store_symbols(block.symbols + i - kWays, entries);
   }
   for (unsigned v = 0; v < kVectors; ++v) {
     _mm512_storeu_si512(block.states + v * kLanes, states[v]);
   }
-  block.cursor = cursor;
+  next = cursor;
   return i;
 }
 
@@ -92,11 +134,11 @@ class RegisterSteps {
   StepLanes at(const EncodeBlock& block, std::size_t i) const {
     const __m512i symbols = load_bytes(block.symbols + i);
     const __mmask16 is_high = _mm512_test_epi32_mask(symbols, _mm512_set1_epi32(32));
-    return {look_up(reciprocals_, symbols, is_high), look_up(packed_, symbols, is_high)};
+    return {select(reciprocals_, symbols, is_high), select(packed_, symbols, is_high)};
   }
 
  private:
-  static __m512i look_up(const __m512i (&table)[4], __m512i symbols, __mmask16 is_high) {
+  static __m512i select(const __m512i (&table)[4], __m512i symbols, __mmask16 is_high) {
     const __m512i low = _mm512_permutex2var_epi32(table[0], symbols, table[1]);
     const __m512i high = _mm512_permutex2var_epi32(table[2], symbols, table[3]);
     return _mm512_mask_mov_epi32(low, is_high, high);
@@ -118,12 +160,11 @@ class MemorySteps {
       row = _mm512_or_si512(row, _mm512_slli_epi32(load_bytes(block.contexts + i), 8));
     }
     row = _mm512_slli_epi32(row, 2);
-    const __m512i limit = _mm512_i32gather_epi32(row, fields_ + 1, 4);
-    const __m512i bias = _mm512_i32gather_epi32(row, fields_ + 2, 4);
-    const __m512i factor = _mm512_i32gather_epi32(row, fields_ + 3, 4);
+    const __m512i limit = look_up(fields_ + 1, row);
+    const __m512i bias = look_up(fields_ + 2, row);
+    const __m512i factor = look_up(fields_ + 3, row);
     const __m512i shift = _mm512_slli_epi32(_mm512_srli_epi32(factor, 16), 13);
-    return {_mm512_i32gather_epi32(row, fields_, 4),
-            _mm512_or_si512(limit, _mm512_or_si512(bias, shift))};
+    return {look_up(fields_, row), _mm512_or_si512(limit, _mm512_or_si512(bias, shift))};
   }
 
  private:
@@ -131,7 +172,7 @@ class MemorySteps {
 };
 
 template <unsigned kVectors, class Steps>
-void encode_rows(EncodeBlock& block) {
+std::byte* encode_rows(const EncodeBlock block) {
   const Steps steps(block);
   __m512i states[kVectors];
   for (unsigned v = 0; v < kVectors; ++v) {
@@ -165,21 +206,20 @@ void encode_rows(EncodeBlock& block) {
   for (unsigned v = 0; v < kVectors; ++v) {
     _mm512_storeu_si512(block.states + v * kLanes, states[v]);
   }
-  block.cursor = cursor;
+  return cursor;
 }
 
 template <unsigned kVectors>
 void encode_vectors(EncodeBlock& block) {
-  if (block.contexts == nullptr && block.alphabet <= kRegisterSymbols) {
-    return encode_rows<kVectors, RegisterSteps>(block);
-  }
-  encode_rows<kVectors, MemorySteps>(block);
+  const bool fits = block.contexts == nullptr && block.alphabet <= kRegisterSymbols;
+  block.cursor = fits ? encode_rows<kVectors, RegisterSteps>(block)
+                      : encode_rows<kVectors, MemorySteps>(block);
 }
 
 template <unsigned kVectors>
 std::size_t decode_vectors(DecodeBlock& block) {
-  return block.contexts == nullptr ? decode_rows<kVectors, false>(block)
-                                   : decode_rows<kVectors, true>(block);
+  return block.contexts == nullptr ? decode_rows<kVectors, false>(block, block.cursor)
+                                   : decode_rows<kVectors, true>(block, block.cursor);
 }
 
 }  // namespace

@@ -50,10 +50,10 @@ struct DecodeBlock {
   unsigned prob_bits;
   const std::byte* cursor;  ///< next word
   const std::byte* end;     ///< behind the last word
-  /// (tables, 4096); bits 0..7 symbol, 8..19 slot - cumulative, 20..31 frequency; null for other
+  /// (tables, 4096); bits 0..11 slot - cumulative, 12..23 frequency, 24..31 symbol; null for other
   /// precisions and for a symbol with all slots
   const std::uint32_t* fast;
-  /// (tables, 1 << prob_bits); bits 0..7 symbol, 8..22 slot - cumulative, 32..47 frequency; only
+  /// (tables, 1 << prob_bits); bits 0..15 slot - cumulative, 16..31 frequency, 32..39 symbol; only
   /// where `fast` is null
   const std::uint64_t* slots;
 };
@@ -70,5 +70,17 @@ void encode_avx512(EncodeBlock& block) noexcept;
 /// Decode whole rows while there is a word for each way; return the symbols decoded.
 std::size_t decode_avx2(DecodeBlock& block) noexcept;
 std::size_t decode_avx512(DecodeBlock& block) noexcept;
+
+/// A set of bytes: bit `h % 8` of `nibbles[h / 8][l]` says whether byte `16 * h + l` is in it.
+struct ByteSet {
+  std::uint8_t nibbles[2][16];
+};
+
+inline constexpr std::size_t kGroup = 32;
+
+/// Number of bytes, a multiple of kGroup and at most `count`, from the front of `bytes` in groups
+/// without any byte of the set.
+std::size_t skip_groups_avx2(const std::uint8_t* bytes, std::size_t count,
+                             const ByteSet& set) noexcept;
 
 }  // namespace flyweight::rans::detail

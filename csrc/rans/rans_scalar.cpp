@@ -12,23 +12,18 @@ std::size_t table_of(const std::uint8_t* contexts, std::size_t i) {
   return contexts == nullptr ? 0 : contexts[i];
 }
 
-// One decoder step without renormalization, by an entry of either layout of DecodeBlock.
-template <unsigned kFreqShift, class Entry>
-std::uint32_t pop(std::uint32_t state, Entry entry, unsigned prob_bits) noexcept {
-  constexpr auto kBiasMask = (std::uint32_t{1} << (std::min(kFreqShift, 32u) - 8)) - 1;
-  const auto freq = static_cast<std::uint32_t>(entry >> kFreqShift);
-  return freq * (state >> prob_bits) + (static_cast<std::uint32_t>(entry >> 8) & kBiasMask);
-}
-
-template <unsigned kFreqShift, class Entry>
+// By entries of three fields, of which the two lower ones have `kFieldBits` bits.
+template <unsigned kFieldBits, class Entry>
 std::size_t decode_by(const Entry* slots, DecodeBlock& block) noexcept {
+  constexpr auto kField = (std::uint32_t{1} << kFieldBits) - 1;
   const std::uint32_t mask = (std::uint32_t{1} << block.prob_bits) - 1;
   const auto step = [&](std::size_t i) {
     const std::uint32_t state = block.states[i & (block.ways - 1)];
     const std::size_t table = table_of(block.contexts, i) << block.prob_bits;
     const Entry entry = slots[table | (state & mask)];
-    block.symbols[i] = static_cast<std::uint8_t>(entry);
-    return pop<kFreqShift>(state, entry, block.prob_bits);
+    block.symbols[i] = static_cast<std::uint8_t>(entry >> (2 * kFieldBits));
+    const std::uint32_t freq = static_cast<std::uint32_t>(entry >> kFieldBits) & kField;
+    return freq * (state >> block.prob_bits) + (static_cast<std::uint32_t>(entry) & kField);
   };
   std::size_t i = 0;
   while (i < block.count && block.cursor != block.end) {
@@ -74,8 +69,8 @@ void encode_scalar(EncodeBlock& block) noexcept {
 }
 
 std::size_t decode_scalar(DecodeBlock& block) noexcept {
-  return block.fast != nullptr ? decode_by<20>(block.fast, block)
-                               : decode_by<32>(block.slots, block);
+  return block.fast != nullptr ? decode_by<12>(block.fast, block)
+                               : decode_by<16>(block.slots, block);
 }
 
 }  // namespace flyweight::rans::detail

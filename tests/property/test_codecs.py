@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import flyweight.codecs.select  # noqa: F401 - registers all codecs
 from flyweight.codecs.codec import PlaneSpec, codec_by_id, codec_by_name, codec_names, register
-from flyweight.codecs.freq_table import choose_table, code_length, decode_table, encode_table
 from flyweight.codecs.layout import (
     applicable_layouts,
     join_planes,
@@ -112,35 +111,6 @@ def test_registry_refuses_clashes_and_unknown_ids() -> None:
         codec_by_id(200)
     with pytest.raises(InvalidArgumentError, match="no codec 'lzma'"):
         codec_by_name("lzma")
-
-
-@given(run=symbol_runs(), prob_bits=st.sampled_from([10, 12, 14]))
-def test_tables_are_small_and_close_to_the_counts(
-    run: tuple[np.ndarray, int], prob_bits: int
-) -> None:
-    symbols, alphabet = run
-    counts = np.bincount(symbols, minlength=alphabet)
-    if np.count_nonzero(counts) < 2:
-        return
-    table, freqs = choose_table(counts, prob_bits=prob_bits)
-    weights, taken = decode_table(table + b"\xff", alphabet_size=alphabet)
-    assert taken == len(table)
-    assert np.array_equal(weights > 0, counts > 0)
-    assert int(freqs.sum()) == 1 << prob_bits
-    seen = counts[counts > 0]
-    ideal = float(-(seen * np.log2(seen / seen.sum())).sum())
-    assert code_length(counts, freqs, prob_bits=prob_bits) >= ideal - 1e-6
-
-
-@given(
-    weights=st.lists(st.integers(0, 65535), min_size=1, max_size=256).filter(any),
-)
-def test_exact_tables_round_trip(weights: list[int]) -> None:
-    array = np.array(weights, dtype=np.int64)
-    table = encode_table(array, mantissa_bits=15)
-    decoded, taken = decode_table(table, alphabet_size=len(weights))
-    assert np.array_equal(decoded, array)
-    assert taken == len(table)
 
 
 @given(data=st.data())

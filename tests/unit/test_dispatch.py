@@ -16,7 +16,7 @@ import flyweight
 from flyweight.errors import InvalidArgumentError, MissingDependencyError, UnsupportedError
 from flyweight.kernels import backend, cpu_tiers, cuda_info, current_backend, pack_bits
 
-TWINS = ("bitpack", "freq_table", "rans", "gptq")
+TWINS = ("ans", "bitpack", "freq_table", "gptq", "rans", "weights")
 
 
 def test_stub_has_the_names_of_the_module() -> None:

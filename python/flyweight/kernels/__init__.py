@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flyweight.kernels.ans import ans_decode, ans_encode
 from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
 from flyweight.kernels.dispatch import backend, cpu_tiers, cuda_info, current_backend
 from flyweight.kernels.gptq import gptq_quantize
@@ -14,6 +15,8 @@ from flyweight.kernels.rans import (
 )
 
 __all__ = [
+    "ans_decode",
+    "ans_encode",
     "backend",
     "cpu_tiers",
     "cuda_info",

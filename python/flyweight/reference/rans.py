@@ -73,14 +73,46 @@ def rans_decode(
     hidden: Words | None = None,
 ) -> Symbols:
     """Inverse of :func:`rans_encode`; every word must be used and every state end at ``LOWER``."""
+    _checked_hidden(hidden, ways)
+    raw = as_array(stream, "stream", np.uint8, 1).tobytes()
+    symbols, read, words = rans_decode_front(
+        raw,
+        freqs,
+        count=count,
+        prob_bits=prob_bits,
+        ways=ways,
+        row_classes=row_classes,
+        col_classes=col_classes,
+        has_hidden=hidden is not None,
+    )
+    if read != len(raw):
+        raise CorruptStreamError(
+            f"rans: all {count} symbols were decoded at byte {read} of {len(raw)}"
+        )
+    if hidden is not None:
+        hidden[:] = words
+    return symbols
+
+
+def rans_decode_front(
+    stream: bytes,
+    freqs: Freqs,
+    *,
+    count: int,
+    prob_bits: int,
+    ways: int,
+    has_hidden: bool,
+    row_classes: Symbols | None = None,
+    col_classes: Symbols | None = None,
+) -> tuple[Symbols, int, list[int]]:
+    """The symbols, the bytes that they took from the front of the stream, and the hidden words."""
     _check_ways(ways)
     _check_count(count)
     tables = _checked_tables(freqs, prob_bits=prob_bits)
     table_of = _tables_of(len(tables), count, row_classes, col_classes)
-    _checked_hidden(hidden, ways)
     cums = [[0, *accumulate(table)] for table in tables]
     symbol_of_slot = [np.repeat(np.arange(len(table)), table).tolist() for table in tables]
-    states, words = _split(as_array(stream, "stream", np.uint8, 1).tobytes(), ways)
+    states, words = _split(stream, ways)
     symbols, read = [], 0
     for i in range(count):
         state, table = states[i % ways], table_of[i]
@@ -97,9 +129,13 @@ def rans_decode(
             read += 1
         states[i % ways] = state
         symbols.append(symbol)
-    surplus = len(stream) - STATE_BYTES * ways - WORD_BYTES * read
-    _check_end(states, surplus, hidden)
-    return np.array(symbols, dtype=np.uint8)
+    at = STATE_BYTES * ways + WORD_BYTES * read
+    for way, state in enumerate(states):
+        if state >> WORD_BITS != 1 or (not has_hidden and state != LOWER):
+            raise CorruptStreamError(
+                f"rans: way {way} ends in state {state}, expected {LOWER}, at byte {at}"
+            )
+    return np.array(symbols, dtype=np.uint8), at, [state & 0xFFFF for state in states]
 
 
 def _split(stream: bytes, ways: int) -> tuple[list[int], list[int]]:
@@ -117,16 +153,6 @@ def _split(stream: bytes, ways: int) -> tuple[list[int], list[int]]:
                 f"{LOWER}"
             )
     return states, words
-
-
-def _check_end(states: list[int], surplus: int, hidden: Words | None) -> None:
-    if surplus:
-        raise CorruptStreamError(f"rans: all symbols were decoded {surplus} bytes before the end")
-    for way, state in enumerate(states):
-        if state >> WORD_BITS != 1 or (hidden is None and state != LOWER):
-            raise CorruptStreamError(f"rans: way {way} ends in state {state}, expected {LOWER}")
-    if hidden is not None:
-        hidden[:] = [state & 0xFFFF for state in states]
 
 
 def _checked_tables(freqs: Freqs, *, prob_bits: int) -> list[list[int]]:
