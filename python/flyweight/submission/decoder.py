@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["FlyError", "decode_fly"]
 FLY_DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 4: "<f8", 5: "<i1", 6: "<i2", 7: "<i4", 8: "<i8"}
 FLY_DTYPES |= {9: "<u1", 10: "<u2", 11: "<u4", 12: "<u8", 13: "?"}
 FLY_BFLOAT16 = 3
+# What damage that no rule below catches ends in.
+FLY_DAMAGE = (ArithmeticError, LookupError, MemoryError, StopIteration, ValueError, struct.error)
 
 
 class FlyError(ValueError):
@@ -181,7 +184,7 @@ def decode_fly(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, object]]
         return decode_checked(data)
     except FlyError:
         raise
-    except (KeyError, IndexError, ValueError, OverflowError, MemoryError, struct.error) as error:
+    except FLY_DAMAGE as error:
         raise FlyError(f"the file is damaged: {error!r}") from error
 
 
@@ -273,7 +276,7 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
 
 
 class AnsJob(NamedTuple):
-    """One ANS stream behind its header and table."""
+    """One ANS stream behind its header, table and tail count."""
 
     place: int
     symbols: int
@@ -281,6 +284,8 @@ class AnsJob(NamedTuple):
     prob_bits: int
     freqs: NDArray[np.uint64]
     coded: bytes
+    tail: int | None
+    rare: NDArray[np.uint64]
 
 
 def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> AnsJob:
@@ -306,14 +311,50 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
         stored = min(size_class - 1, mantissa)
         if size_class:
             weights[symbol] = ((1 << stored) + take(stored)) << size_class - 1 - stored
-    prob_bits, ways = 8 + (stream[0] & 7), 1 << (stream[0] >> 3 & 7)
+    prob_bits, ways, tail = 8 + (stream[0] & 7), 1 << (stream[0] >> 3 & 7), None
+    rare, reader = [0] * alphabet, FlyReader(stream, 1 + -(-at // 8))
+    if stream[0] >> 6 == 2:
+        tail, total = reader.varint(), sum(weights)
+        rare = [w if w << prob_bits < total else 0 for w in weights]
+        weights = [w - r for w, r in zip(weights, rare, strict=True)]
+        if any(rare):  # the lowest of them is the escape
+            weights[[w > 0 for w in rare].index(True)] = sum(rare)
     freqs = normalize(weights, 1 << prob_bits)
-    return AnsJob(index, count, ways, prob_bits, freqs, stream[1 + -(-at // 8) :])
+    rare_freqs = normalize(rare, 1 << prob_bits)
+    main = count - (tail or 0)
+    return AnsJob(index, main, ways, prob_bits, freqs, stream[reader.at :], tail, rare_freqs)
+
+
+def decode_side(
+    job: AnsJob, symbols: NDArray[np.uint8], words: NDArray[np.uint64]
+) -> NDArray[np.uint8]:
+    """The tail behind the symbols, and rare symbols where there are escapes."""
+    queue = iter(words.tolist())
+    state = next(queue) | next(queue) << 16
+
+    def pop(freqs: list[int], cums: list[int]) -> int:
+        nonlocal state
+        slot = state & (1 << job.prob_bits) - 1
+        symbol = bisect_right(cums, slot) - 1
+        state = freqs[symbol] * (state >> job.prob_bits) + slot - cums[symbol]
+        if state < 1 << 16:
+            state = state << 16 | next(queue)
+        return symbol
+
+    tables = [(f.tolist(), (np.cumsum(f) - f).tolist()) for f in (job.freqs, job.rare)]
+    tail = [pop(*tables[0]) for _ in range(job.tail or 0)]
+    symbols = np.concatenate([symbols, np.array(tail, dtype=np.uint8)])
+    if job.rare.any():
+        for at in np.flatnonzero(symbols == (job.rare > 0).argmax()).tolist():
+            symbols[at] = pop(*tables[1])
+    if state != 1 << 16 or any(queue):
+        raise FlyError("an ANS stream is damaged: its side words do not end where they should")
+    return symbols
 
 
 def normalize(weights: list[int], total: int) -> NDArray[np.uint64]:
     """Frequencies that sum to ``total``; see "Normalization" in docs/format.md."""
-    mass = sum(weights)
+    mass = sum(weights) or 1
     freqs = [max(1, w * total // mass) if w else 0 for w in weights]
     spare = total - sum(freqs)
     seen = [s for s, w in enumerate(weights) if w]
@@ -346,26 +387,35 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
     state, at = np.stack(lanes).astype(np.uint64), starts[:-1] - 1
     if (state < 1 << 16).any():
         raise FlyError("an ANS stream is damaged: a state is below 2^16")
-    out = np.zeros((steps[0], len(jobs), ways), dtype=np.uint8)
-    live = len(jobs)
-    for step in range(steps[0]):
-        if steps[live - 1] == step:
-            live = int(np.count_nonzero(steps > step))  # streams that still have symbols
-            state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
-        earlier = state
-        entry = table.take((state & mask) + base)
-        out[step, :live] = entry
-        state = (entry >> 32) * (state >> bits) + (entry >> 8 & 0xFFFF)
-        low = state < 1 << 16
-        rank = low.cumsum(axis=1)
-        state = np.where(low, state << 16 | word.take(at + rank, mode="clip"), state)
-        at = at + rank[:, -1:]
-        if steps[live - 1] == step + 1:  # a stream's last row: way by way, it must end here
-            for row in np.flatnonzero(steps[:live] == step + 1):
-                rest = counts[row] - step * ways
-                final = np.append(state[row, :rest], earlier[row, rest:])
-                unread = starts[row + 1] - 1 - (at[row] - rank[row, -1] + rank[row, rest - 1])
-                if (final != 1 << 16).any() or unread.any():
-                    raise FlyError("an ANS stream is damaged: it does not end where it should")
-    rows = [out[: steps[row], row].ravel()[: counts[row]] for row in range(len(jobs))]
-    return [np.ascontiguousarray(row) for row in rows]
+    finals, ends = [*state], [int(start[0]) for start in starts[:-1]]
+    parts: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+    begin = 0
+    for end in sorted({*steps.tolist()} - {0}):  # where the shortest of the live streams ends
+        live = int(np.count_nonzero(steps > begin))
+        state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
+        out = np.empty((end - begin, live, ways), dtype=np.uint8)
+        for row in out:
+            earlier = state
+            entry = table.take((state & mask) + base)
+            row[:] = entry
+            state = (entry >> 32) * (state >> bits) + (entry >> 8 & 0xFFFF)
+            low = state < 1 << 16
+            rank = low.cumsum(axis=1)
+            state = np.where(low, state << 16 | word.take(at + rank, mode="clip"), state)
+            at = at + rank[:, -1:]
+        for k in range(live):
+            parts[k].append(out[:, k].ravel())
+            if steps[k] == end:  # in its last row, way by way
+                rest = counts[k] - (end - 1) * ways
+                finals[k] = np.append(state[k, :rest], earlier[k, rest:])
+                ends[k] = int(at[k, 0] - rank[k, -1] + rank[k, rest - 1]) + 1
+        begin = end
+    decoded = []
+    for k, job in enumerate(jobs):
+        symbols = np.concatenate([*parts[k], np.zeros(0, np.uint8)])[: job.symbols]
+        side = np.append(finals[k] & 0xFFFF, word[ends[k] : starts[k + 1, 0]])
+        is_done = (finals[k] >> 16 == 1).all() and ends[k] <= starts[k + 1, 0]
+        if not is_done or (job.tail is None and (side.any() or len(side) > ways)):
+            raise FlyError("an ANS stream is damaged: it does not end where it should")
+        decoded.append(symbols if job.tail is None else decode_side(job, symbols, side))
+    return decoded
