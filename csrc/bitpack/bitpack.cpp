@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#ifdef FLYWEIGHT_X86
+#include <xmmintrin.h>
+#endif
 
 #include "bitpack/bitpack_kernels.hpp"
 #include "common/checked.hpp"
@@ -16,6 +19,11 @@ using detail::kGroup;
 // in a byte. Whole groups, small beside L1, and few enough that stores of values never pause long.
 constexpr std::size_t kBlock = 512;
 static_assert(kBlock % kGroup == 0);
+
+// From this size on values leave past the caches. They would not stay in them for long, and a line
+// written in full need not be read first: 1.4 to 1.5 times as fast for 16 and 90 MB on Zen 3, where
+// 2 MB and less lose.
+constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
 
 const detail::Kernels& kernels() {
 #ifdef FLYWEIGHT_X86
@@ -37,19 +45,6 @@ void check_bits(unsigned bits) {
   }
 }
 
-// Because the whole range fits into int8, a code outside it stays outside modulo 256, which is all
-// that kernels look at: code - lo is in [-128 - lo, 127 - lo] and 127 - lo >= 2^bits - 1, so what
-// is negative wraps to at least 256 - 128 - lo >= 2^bits.
-void check_range(CodeRange range) {
-  check_bits(range.bits);
-  const int hi = range.lo + (1 << range.bits) - 1;
-  if (range.lo < -128 || range.lo > 127 || hi > 127) {
-    fail<InvalidArgument>("bitpack: got lo=", range.lo, " with bits=", range.bits,
-                          ", expected -128 to ", 128 - (1 << range.bits),
-                          " so that every code is an int8");
-  }
-}
-
 // Packs, and says whether everything fitted.
 bool pack(const std::uint8_t* codes, std::size_t count, unsigned bits, std::uint8_t lo,
           std::span<std::byte> packed) {
@@ -64,16 +59,40 @@ void unpack(std::span<const std::byte> packed, unsigned bits, std::uint8_t lo, s
   kernels().unpack[bits - 1](packed.data(), packed.size(), lo, codes, count);
 }
 
-void scale_codes(const detail::Kernels& set, std::span<const std::int8_t> codes, float scale,
-                 float* values) {
-  set.dequantize_float32(codes.data(), codes.size(), scale, values);
+void fence_stores() {
+#ifdef FLYWEIGHT_X86
+  _mm_sfence();
+#endif
 }
 
-void scale_codes(const detail::Kernels& set, std::span<const std::int8_t> codes, float scale,
-                 std::uint16_t* values) {
-  const detail::Kernels& able = std::isfinite(scale) ? set : detail::kScalar;
-  able.dequantize_bfloat16(codes.data(), codes.size(), scale, values);
-}
+// Scales runs of codes, in order, into one array of values.
+class Scaler {
+ public:
+  Scaler(const detail::Kernels& set, std::span<const float> values)
+      : set_(set),
+        is_streaming_(values.size_bytes() >= kStreamBytes),
+        float32_(is_streaming_ ? set.stream_float32 : set.dequantize_float32) {}
+  Scaler(const detail::Kernels& set, std::span<const std::uint16_t> /*values*/)
+      : set_(set), is_streaming_(false), float32_(set.dequantize_float32) {}
+  ~Scaler() {
+    if (is_streaming_) fence_stores();
+  }
+  Scaler(const Scaler&) = delete;
+  Scaler& operator=(const Scaler&) = delete;
+
+  void scale(std::span<const std::int8_t> codes, float scale, float* values) const {
+    float32_(codes.data(), codes.size(), scale, values);
+  }
+  void scale(std::span<const std::int8_t> codes, float scale, std::uint16_t* values) const {
+    const detail::Kernels& able = std::isfinite(scale) ? set_ : detail::kScalar;
+    able.dequantize_bfloat16(codes.data(), codes.size(), scale, values);
+  }
+
+ private:
+  const detail::Kernels& set_;
+  bool is_streaming_;
+  detail::Float32Kernel float32_;
+};
 
 void check_scales(std::size_t got, MatrixShape shape) {
   const std::size_t expected = checked_mul(shape.rows, scale_groups(shape));
@@ -95,6 +114,7 @@ void unpack_and_scale(std::span<const std::byte> packed, std::span<const float> 
   check_packed(packed, values.size(), range.bits);
 
   const detail::Kernels& set = kernels();
+  const Scaler scaler(set, values);
   const auto lo = static_cast<std::uint8_t>(range.lo);
   const std::size_t group_size = shape.group_size == 0 ? shape.cols : shape.group_size;
   auto scale = scales.begin();
@@ -113,7 +133,7 @@ void unpack_and_scale(std::span<const std::byte> packed, std::span<const float> 
         ++scale;
       }
       const std::size_t run = std::min(codes.size(), left_in_group);
-      scale_codes(set, codes.first(run), *scale, values.data());
+      scaler.scale(codes.first(run), *scale, values.data());
       codes = codes.subspan(run);
       values = values.subspan(run);
       left_in_group -= run;
@@ -128,6 +148,19 @@ std::size_t packed_size(std::size_t count, unsigned bits) {
   check_bits(bits);
   const std::size_t groups = checked_mul(count / kGroup, bits);
   return checked_add(groups, (count % kGroup * bits + 7) / 8);
+}
+
+// Because the whole range fits into int8, a code outside it stays outside modulo 256, which is all
+// that kernels look at: code - lo is in [-128 - lo, 127 - lo] and 127 - lo >= 2^bits - 1, so what
+// is negative wraps to at least 256 - 128 - lo >= 2^bits.
+void check_range(CodeRange range) {
+  check_bits(range.bits);
+  const int hi = range.lo + (1 << range.bits) - 1;
+  if (range.lo < -128 || range.lo > 127 || hi > 127) {
+    fail<InvalidArgument>("bitpack: got lo=", range.lo, " with bits=", range.bits,
+                          ", expected -128 to ", 128 - (1 << range.bits),
+                          " so that every code is an int8");
+  }
 }
 
 void pack_bits(std::span<const std::uint8_t> symbols, unsigned bits, std::span<std::byte> packed) {

@@ -26,6 +26,9 @@ struct MatrixShape {
 /// Bytes that `count` symbols of `bits` bits take.
 std::size_t packed_size(std::size_t count, unsigned bits);
 
+/// Throws InvalidArgument unless the width is one of ours and int8 holds the whole range.
+void check_range(CodeRange range);
+
 /// Writes exactly `packed_size(symbols.size(), bits)` bytes to the front of `packed`.
 /// Throws InvalidArgument at the first symbol that needs more than `bits` bits; `packed` has then
 /// been written to.

@@ -37,6 +37,7 @@ struct Kernels {
   PackKernel pack[kWidths];  ///< by width, 1 bit first
   UnpackKernel unpack[kWidths];
   Float32Kernel dequantize_float32;
+  Float32Kernel stream_float32;  ///< the same past the caches; a store fence must follow the last
   Bfloat16Kernel dequantize_bfloat16;
 };
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "bitpack/bitpack_kernels.hpp"
@@ -144,11 +143,15 @@ void dequantize_float32(const std::int8_t* codes, std::size_t count, float scale
   for (std::size_t i = 0; i < count; ++i) values[i] = static_cast<float>(codes[i]) * scale;
 }
 
+constexpr std::uint32_t kNotSign = 0x7FFFFFFF;
+constexpr std::uint32_t kInfinity = 0x7F800000;
+
 // To nearest even: adds just under half a unit of what remains, and the rest if that is odd.
 std::uint16_t round_to_bfloat16(float value) noexcept {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  if (std::isnan(value)) return static_cast<std::uint16_t>((bits >> 16 & 0x8000) | 0x7FC0);
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  const std::uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  const std::uint32_t quiet_nan = (bits >> 16 & 0x8000) | 0x7FC0;
+  return static_cast<std::uint16_t>((bits & kNotSign) > kInfinity ? quiet_nan : rounded);
 }
 
 void dequantize_bfloat16(const std::int8_t* codes, std::size_t count, float scale,
@@ -163,6 +166,7 @@ void dequantize_bfloat16(const std::int8_t* codes, std::size_t count, float scal
 const Kernels kScalar = {
     {pack<1>, pack<2>, pack<3>, pack<4>, pack<5>, pack<6>, pack<7>, pack<8>},
     {unpack<1>, unpack<2>, unpack<3>, unpack<4>, unpack<5>, unpack<6>, unpack<7>, unpack<8>},
+    dequantize_float32,
     dequantize_float32,
     dequantize_bfloat16,
 };
