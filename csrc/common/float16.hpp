@@ -6,15 +6,15 @@
 
 namespace flyweight {
 
-struct Float16 {
-  std::uint16_t bits;
-};
+/// A bit pattern, as std::byte is one: no arithmetic.
+enum class Float16 : std::uint16_t {};
 
 /// The same number; every half is a float. NaNs keep their payload and become quiet.
 inline float to_float32(Float16 half) noexcept {
-  const std::uint32_t sign = std::uint32_t{half.bits & 0x8000u} << 16;
-  const std::uint32_t exponent = half.bits >> 10 & 0x1Fu;
-  const std::uint32_t fraction = half.bits & 0x3FFu;
+  const auto bits = static_cast<std::uint32_t>(half);
+  const std::uint32_t sign = (bits & 0x8000u) << 16;
+  const std::uint32_t exponent = bits >> 10 & 0x1Fu;
+  const std::uint32_t fraction = bits & 0x3FFu;
   if (exponent == 0) {  // fraction units of 2^-24, exact in float
     const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
     return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
