@@ -80,8 +80,7 @@ py::array unpack_bits(const py::object& packed, int bits, py::ssize_t count, std
 class Scales {
  public:
   Scales(const py::object& source, std::size_t rows, std::size_t groups) {
-    if (py::isinstance<py::array>(source) &&
-        py::str(source.attr("dtype")).equal(py::str("float16"))) {
+    if (is_half(source)) {
       const InputArray<Float16, 2> halves(source, "scales");
       check_shape(halves, rows, groups);
       const auto from = halves.span();
@@ -98,6 +97,11 @@ class Scales {
   std::span<const float> span() const { return span_; }
 
  private:
+  static bool is_half(const py::object& source) {
+    return py::isinstance<py::array>(source) &&
+           py::reinterpret_borrow<py::array>(source).dtype().char_() == 'e';
+  }
+
   template <class Array>
   static void check_shape(const Array& array, std::size_t rows, std::size_t groups) {
     if (array.extent(0) != rows || array.extent(1) != groups) {

@@ -4,7 +4,6 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // g++ 12 takes the undefined operands of its own intrinsics for ours (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
 

@@ -80,7 +80,7 @@ def pack_bits(
 
     References
     ----------
-    docs/format.md, "Packed symbols".
+    docs/format.md, "Layouts".
 
     Examples
     --------
