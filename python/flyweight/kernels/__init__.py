@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flyweight.kernels.ans import ans_decode, ans_encode
-from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits
+from flyweight.kernels.bitpack import pack_bits, packed_size, unpack_bits, unpack_dequantize
 from flyweight.kernels.dispatch import backend, cpu_tiers, cuda_info, current_backend
 from flyweight.kernels.gptq import gptq_quantize
 from flyweight.kernels.rans import (
@@ -30,4 +30,5 @@ __all__ = [
     "rans_decode",
     "rans_encode",
     "unpack_bits",
+    "unpack_dequantize",
 ]

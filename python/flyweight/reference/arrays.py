@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from flyweight.errors import InvalidArgumentError
+from flyweight.typing import AnyArray
 
-__all__ = ["as_array", "check_range"]
+__all__ = ["as_array", "as_output", "check_range"]
 
 
 def as_array(source: object, name: str, dtype: DTypeLike, ndim: int) -> NDArray[Any]:
@@ -40,6 +41,44 @@ def as_array(source: object, name: str, dtype: DTypeLike, ndim: int) -> NDArray[
     raise TypeError(
         f"{name}: expected a C-contiguous {wanted} array of {ndim} dimension(s), {got}; "
         f"convert it with np.ascontiguousarray({name}, dtype=np.{wanted})"
+    )
+
+
+def as_output(
+    out: object, shape: tuple[int, ...], dtype: DTypeLike, **inputs: AnyArray
+) -> NDArray[Any]:
+    """The array to fill: ``out`` itself, or a fresh one where that is None.
+
+    Raises
+    ------
+    TypeError
+        It is no writable, C-contiguous array of exactly this shape and dtype.
+    InvalidArgumentError
+        It shares memory with one of the inputs.
+    """
+    wanted = np.dtype(dtype)
+    if out is None:
+        return np.empty(shape, wanted)
+    if not isinstance(out, np.ndarray):
+        got = type(out).__name__
+    elif out.dtype != wanted:
+        got = f"dtype {out.dtype}"
+    elif out.shape != shape:
+        got = f"shape {out.shape}"
+    elif not out.flags.c_contiguous:
+        got = "one that is not C-contiguous"
+    elif not out.flags.writeable:
+        got = "one that is read-only"
+    elif not out.flags.aligned:
+        got = "one that is not aligned"
+    else:
+        for name, array in inputs.items():
+            if np.may_share_memory(out, array):
+                raise InvalidArgumentError(f"out overlaps {name}, expected separate memory")
+        return out
+    raise TypeError(
+        f"out: expected a writable C-contiguous {wanted} array of shape {shape}, got {got}; "
+        f"make it with np.empty({shape}, dtype=np.{wanted})"
     )
 
 
