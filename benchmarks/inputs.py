@@ -77,7 +77,7 @@ def minilm_streams(path: Path) -> list[Stream]:
         if array.dtype == np.float32 and array.ndim == 2 and array.shape[0] > 2
     }
     rules: dict[str, tuple[int, Callable[[NDArray[np.float32]], Any], str]] = {
-        f"S{bits}": (qmax, lambda w: np.quantile(np.abs(w), 0.9995, axis=1), "q99.95 of |row|")
+        f"S{bits}": (qmax, lambda w: np.quantile(np.abs(w), 0.9995, axis=1), "q99.95 of abs(row)")
         for bits, qmax in ((6, 31), (5, 15), (4, 7))
     }
     rules["SD6"] = (31, lambda w: 12.85 * w.std(axis=1), "12.85 std(row)")

@@ -110,7 +110,7 @@ def measure_sections(stream: Stream, contenders: Sequence[Contender]) -> list[di
 
 
 def measure_sizes(stream: Stream) -> list[dict[str, Any]]:
-    """Bytes that slow compressors make of every tensor; on all processors, nothing is timed."""
+    """Bytes that general compressors make of every tensor; on all processors, nothing is timed."""
     jobs = [(name, plane) for name in SIZES_OF for plane in stream.planes]
     jobs.sort(key=lambda job: (SIZES_OF.index(job[0]), -job[1].spec.count))
     with ProcessPoolExecutor() as pool:
