@@ -46,7 +46,7 @@ from measures import (
     measure_sizes,
     measure_two_threads,
 )
-from native_peers import open_fse, open_htscodecs, open_hypersonic
+from native_peers import crash_of, open_fse, open_htscodecs, open_hypersonic
 
 PEERS: dict[str, Callable[[Path], list[Contender]]] = {
     "htscodecs": open_htscodecs,
@@ -59,23 +59,27 @@ def main() -> None:
     options = _parse()
     tensors = read_checkpoint(options.lm) if options.lm else {}
     streams = _streams(options, tensors)
+    if not streams:
+        raise SystemExit("no streams: give --minilm, --lm, --streams or --synthetic")
     if options.save_streams:
         save_streams(streams, options.save_streams)
         return
     fast, absent = _contenders(options)
     slow, missing = slow_contenders()
-    record = {
+    record: dict[str, Any] = {
         "fingerprint": fingerprint(options.commit),
         "settings": {**SETTINGS, "rounds": options.rounds, "section": SECTION},
         "absent": [{"name": name, "why": why} for name, why in absent + missing],
-        "streams": [_measure(stream, fast, slow, options) for stream in streams],
+        "streams": [],
         "artifact": None,
     }
     if tensors:
         _say("artifact")
-        with using_cpus(cpus(2)):
-            record["artifact"] = measure_artifact(tensors)
-    print(write("codec", record, options.out))
+        record["artifact"] = measure_artifact(tensors)
+    for stream in streams:
+        record["streams"].append(_measure(stream, fast, slow, options))
+        path = write("codec", record, options.out)  # each time, so that a run cut short leaves some
+    print(path)
 
 
 def _measure(
@@ -128,7 +132,11 @@ def _contenders(options: argparse.Namespace) -> tuple[list[Contender], list[tupl
         try:
             if path is None:
                 raise AbsentError(f"no --{name} given")
-            found += open_peer(path)
+            for contender in open_peer(path):
+                if crash := crash_of(contender):
+                    absent.append((contender.name, crash))
+                else:
+                    found.append(contender)
         except AbsentError as error:
             absent.append((name, str(error)))
     return found, absent

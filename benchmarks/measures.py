@@ -30,7 +30,7 @@ SIZES_OF = ("brotli-11", "zstd-22", "zstd-19", "zstd-9", "xz-9e")
 WAYS = ("encode", "decode")
 SETTINGS = {
     "call": "one per tensor; symbols are uint8, code minus lowest code",
-    "buffers": "new output memory in every call, for peers as for flyweight",
+    "buffers": "new output memory in every call, for peers as for flyweight; peers' is aligned",
     "clock": "processor time of the process and wall time; ratios within a round",
     "one_thread": "pinned to one processor",
     "two_threads": "whole tensors over two threads, largest first; wall time",

@@ -1,12 +1,15 @@
 """Peers from shared libraries that are built outside of this repository, called through ctypes.
 
 Build each from its own source with ``-O3 -fPIC -shared`` and its own instruction set flags per file
-(README.md). Output buffers are allocated per call, of the size that the library asks for.
+(README.md). Output is new memory in every call, of the size that the library asks for, aligned to
+64 bytes. A peer that crashes is noticed in a process of its own, and left out.
 """
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from contenders import AbsentError, Contender
 from flyweight.codecs.codec import PlaneSpec
 from harness import cpu_flags
 
-__all__ = ["open_fse", "open_htscodecs", "open_hypersonic"]
+__all__ = ["crash_of", "open_fse", "open_htscodecs", "open_hypersonic"]
 
 Symbols = NDArray[np.uint8]
 BLOCK = 128 * 1024
 BLOCK_HEADER = 4
+ALIGNMENT = 64
 HTSCODECS_X32 = 0x04
 HTSCODECS_TIERS = {
     # name: (order, allowed encoders and decoders as rans_set_cpu takes them, CPU flag)
@@ -42,7 +46,7 @@ class _Htscodecs:
 
     def encode(self, symbols: Symbols, spec: PlaneSpec) -> Symbols:
         bound = self._library.rans_compress_bound_4x16(spec.count, self._order)
-        out = np.empty(bound, dtype=np.uint8)
+        out = _new(bound)
         size = ctypes.c_uint(bound)
         self._library.rans_set_cpu(self._cpu)
         done = self._library.rans_compress_to_4x16(
@@ -53,7 +57,7 @@ class _Htscodecs:
         return out[: size.value]
 
     def decode(self, stream: Symbols, spec: PlaneSpec) -> Symbols:
-        out = np.empty(spec.count, dtype=np.uint8)
+        out = _new(spec.count)
         size = ctypes.c_uint(spec.count)
         self._library.rans_set_cpu(self._cpu)
         done = self._library.rans_uncompress_to_4x16(
@@ -82,7 +86,7 @@ class _Blocks:
     def encode(self, symbols: Symbols, spec: PlaneSpec) -> tuple[Symbols, list[int]]:
         blocks = -(-spec.count // BLOCK)
         room = self._bound(BLOCK)
-        out = np.empty(spec.count + blocks * (room - BLOCK), dtype=np.uint8)
+        out = _new(spec.count + blocks * (room - BLOCK))
         source, target, sizes, offset = symbols.ctypes.data, out.ctypes.data, [], 0
         for start in range(0, spec.count, BLOCK):
             taken = min(BLOCK, spec.count - start)
@@ -98,7 +102,7 @@ class _Blocks:
 
     def decode(self, stream: tuple[Symbols, list[int]], spec: PlaneSpec) -> Symbols:
         data, sizes = stream
-        out = np.empty(spec.count, dtype=np.uint8)
+        out = _new(spec.count)
         source, target, start, offset = data.ctypes.data, out.ctypes.data, 0, 0
         for size in sizes:
             expected = min(BLOCK, spec.count - start)
@@ -132,7 +136,7 @@ class _Hypersonic:
 
     def encode(self, symbols: Symbols, spec: PlaneSpec) -> Symbols:
         histogram = np.empty(512, dtype=np.uint16)
-        out = np.empty(self._capacity(spec.count), dtype=np.uint8)
+        out = _new(self._capacity(spec.count))
         self._histogram(histogram.ctypes.data, symbols.ctypes.data, spec.count, 12)
         size = self._encode(
             symbols.ctypes.data, spec.count, out.ctypes.data, out.size, histogram.ctypes.data
@@ -142,7 +146,7 @@ class _Hypersonic:
         return out[:size]
 
     def decode(self, stream: Symbols, spec: PlaneSpec) -> Symbols:
-        out = np.empty(spec.count, dtype=np.uint8)
+        out = _new(spec.count)
         size = self._decode(stream.ctypes.data, stream.size, out.ctypes.data, out.size)
         if size != spec.count:
             raise RuntimeError(f"{self.name}: decoding failed")
@@ -183,6 +187,34 @@ def open_hypersonic(path: Path) -> list[Contender]:
     flags = cpu_flags()
     tiers = {"avx2": {"avx2"}, "avx512": {"avx512f", "avx512dq", "avx512bw"}}
     return [_Hypersonic(library, tier) for tier, needed in tiers.items() if needed <= flags]
+
+
+def crash_of(contender: Contender) -> str | None:
+    """What happens to a process that codes a little and back; None where all goes well."""
+    child = multiprocessing.get_context("fork").Process(target=_try_out, args=(contender,))
+    child.start()
+    child.join()
+    code = child.exitcode
+    if code == 0:
+        return None
+    return f"dies of signal {-code}" if code and code < 0 else "fails, or gives other symbols back"
+
+
+def _try_out(contender: Contender) -> None:
+    rng = np.random.default_rng(0)
+    for count in (4096, 16_391, 1_000_003):
+        symbols = rng.normal(31, 6, count).clip(0, 62).astype(np.uint8)
+        spec = PlaneSpec(count, 63, count)
+        if not np.array_equal(contender.decode(contender.encode(symbols, spec), spec), symbols):
+            os._exit(1)
+    os._exit(0)
+
+
+def _new(size: int) -> Symbols:
+    """New memory, aligned to 64 bytes: some kernels stream their output only then."""
+    room = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size]
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -45,7 +45,8 @@ def goals(record: Record) -> list[Goal]:
         )
     ]
     found += [_two_threads(streams, way) for way in ("encode", "decode")]
-    return [*found, _sections(streams), _artifact(record), _every_tensor(streams), _s1(streams)]
+    found += [_sections(streams), _artifact(record), _every_tensor(streams), _s1(streams)]
+    return [*found, *_seconds(record)]
 
 
 def _speed(
@@ -91,6 +92,23 @@ def _artifact(record: Record) -> Goal:
     values = {each["codec"]: each["overhead_percent"] for each in entries if each["codec"] == "ans"}
     words = "overhead of a whole artifact of 33.6 M parameters"
     return _judged(words, "at most 0.1 %", values, max, lambda v: v <= 0.1, "{:+.4f} %")
+
+
+def _seconds(record: Record) -> list[Goal]:
+    """Choosing codecs for the checkpoint, and the plain decoder, scaled to 16 MB of file."""
+    files = {each["codec"]: each for each in record["artifact"] or [] if each["codec"] == "auto"}
+    choosing = {name: each["code_wall_seconds"] for name, each in files.items()}
+    decoding = {
+        name: each["decoder_wall_seconds"] * 16e6 / each["bytes"] for name, each in files.items()
+    }
+    cases = (
+        ("choosing codecs for 33.6 M parameters, two processors", choosing),
+        ("16 MB in the decoder that ships with a submission, one processor", decoding),
+    )
+    return [
+        _judged(words, "at most 5 s", values, max, lambda v: v <= 5, "{:.2f} s")
+        for words, values in cases
+    ]
 
 
 def _every_tensor(streams: Sequence[Record]) -> Goal:

@@ -79,7 +79,7 @@ def _codec(record: Record) -> Iterable[str]:
     yield "### Sections of 1,000,000 symbols: overhead, median and largest\n"
     yield _by_coder(streams, _section, ("sections",), names)
     if record["artifact"]:
-        yield "### A whole .fly file\n"
+        yield "### A whole .fly file: bytes, seconds to choose codecs, seconds in plain Python\n"
         yield _artifact(record["artifact"])
 
 
@@ -137,7 +137,7 @@ def _section(entry: Record) -> str:
 
 
 def _artifact(entries: Sequence[Record]) -> str:
-    header = ("codec", "weights", "bytes", "overhead", "codes alone", "seconds to code")
+    header = ("codec", "weights", "bytes", "overhead", "codes alone", "s to code", "s in Python")
     rows = [
         (
             entry["codec"],
@@ -146,6 +146,7 @@ def _artifact(entries: Sequence[Record]) -> str:
             f"{entry['overhead_percent']:+.4f} %",
             f"{entry['codes_overhead_percent']:+.4f} %",
             f"{entry['code_wall_seconds']:.2f}",
+            f"{entry['decoder_wall_seconds']:.2f}",
         )
         for entry in entries
     ]
