@@ -45,7 +45,7 @@ def goals(record: Record) -> list[Goal]:
         )
     ]
     found += [_two_threads(streams, way) for way in ("encode", "decode")]
-    found += [_sections(streams), _artifact(record), _every_tensor(streams), _s1(streams)]
+    found += [_sections(streams), *_artifact(record), _every_tensor(streams), _s1(streams)]
     return [*found, *_seconds(record)]
 
 
@@ -87,11 +87,26 @@ def _sections(streams: Sequence[Record]) -> Goal:
     return _judged(words, "at most 0.05 %", values, max, lambda v: v <= 0.05, "{:+.4f} %")
 
 
-def _artifact(record: Record) -> Goal:
-    entries = record["artifact"] or []
-    values = {each["codec"]: each["overhead_percent"] for each in entries if each["codec"] == "ans"}
-    words = "overhead of a whole artifact of 33.6 M parameters"
-    return _judged(words, "at most 0.1 %", values, max, lambda v: v <= 0.1, "{:+.4f} %")
+def _artifact(record: Record) -> list[Goal]:
+    """The file as it is packed by default; and its codes by ans alone, as in the whole file a codec
+    that finds structure could hide what ans costs.
+    """
+    files = {each["codec"]: each for each in record["artifact"] or []}
+    cases = (
+        ("a whole artifact of 33.6 M parameters", "auto", "overhead_percent"),
+        ("its codes, all by ans", "ans", "codes_overhead_percent"),
+    )
+    return [
+        _judged(
+            f"overhead of {words}",
+            "at most 0.1 %",
+            {codec: files[codec][key]} if codec in files else {},
+            max,
+            lambda v: v <= 0.1,
+            "{:+.4f} %",
+        )
+        for words, codec, key in cases
+    ]
 
 
 def _seconds(record: Record) -> list[Goal]:
