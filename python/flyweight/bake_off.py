@@ -19,6 +19,7 @@ from flyweight.codecs.layout import BYTE_PLANES, PLAIN, Plane, split_planes
 from flyweight.codecs.zstd import ZstdCodec
 from flyweight.errors import CorruptStreamError, InvalidArgumentError
 from flyweight.format.container import Stored
+from flyweight.format.inspect import information_bits
 from flyweight.quant.grid import QuantizedTensor, matrix_shape
 
 __all__ = ["BakeOff", "CodecTotal", "TensorResult", "bake_off", "default_codecs"]
@@ -152,7 +153,7 @@ def bake_off(
                 name=name,
                 role=role,
                 symbols=symbols,
-                information_bits=sum(_information_bits(plane) for plane in planes),
+                information_bits=sum(information_bits(plane.symbols) for plane in planes),
                 sizes=sizes,
                 winner=winner,
             )
@@ -209,12 +210,6 @@ def _planes(stored: Stored) -> tuple[str, list[Plane]]:
     values = stored.values.reshape(matrix_shape(stored.values.shape or (1,)))
     layout = BYTE_PLANES if values.itemsize > 1 else PLAIN
     return "data", split_planes(layout, values, 256)
-
-
-def _information_bits(plane: Plane) -> float:
-    counts = np.bincount(plane.symbols)
-    seen = counts[counts > 0].astype(np.float64)
-    return float((seen * np.log2(plane.spec.count / seen)).sum())
 
 
 def _overhead(size: int, information_bits: float) -> float:
