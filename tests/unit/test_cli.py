@@ -59,6 +59,7 @@ def test_flags_are_frozen() -> None:
         ],
         "unpack": ["--json", "--out", "-o", "artifact"],
         "inspect": ["--json", "--losers", "artifact"],
+        "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
         "audit": ["--budget", "--data", "--json", "--timeout", "folder"],
         "recipe": [],
         "doctor": ["--json"],

@@ -80,6 +80,8 @@ def test_pack_inspect_unpack(tmp_path: Path) -> None:
     assert_documented("pack", printed_by("pack", source, "-o", fly))
     assert_documented("unpack", printed_by("unpack", fly, "-o", back))
     assert_documented("inspect", printed_by("inspect", fly, "--losers"))
+    for model in (source, fly):
+        assert_documented("bench", printed_by("bench", model, "--codecs", "ans,store"))
 
 
 def test_recipes() -> None:

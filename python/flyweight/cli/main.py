@@ -30,6 +30,7 @@ VERBS = {
     "pack": "Any safetensors checkpoint to a .fly file.",
     "unpack": "A .fly file back to safetensors.",
     "inspect": "Where every byte of a .fly file is.",
+    "bench": "Codecs side by side on your own tensors: bytes, overhead, speed.",
     "audit": "Check a submission folder: sizes, round trip, byte accounting.",
     "recipe": "List the recipes, or show one resolved.",
     "doctor": "What is installed, which kernels are live, what is missing.",

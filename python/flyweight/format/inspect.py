@@ -16,7 +16,7 @@ from flyweight.format.header import Part, Section
 from flyweight.quant.grid import QuantizedTensor
 from flyweight.typing import AnyArray
 
-__all__ = ["FileReport", "PartReport", "SectionReport", "inspect"]
+__all__ = ["FileReport", "PartReport", "SectionReport", "information_bits", "inspect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +163,12 @@ def _part(part: Part, body: memoryview, array: AnyArray, effort: Effort | None) 
         codecs="+".join(codecs),
         stored_bytes=part.length,
         table_bytes=tables,
-        information_bits=_information_bits(array),
+        information_bits=information_bits(array),
         candidates=candidates,
     )
 
 
-def _information_bits(array: AnyArray) -> float:
+def information_bits(array: AnyArray) -> float:
     """Order-0 bits: of the elements for codes, of each byte plane for wider elements."""
     raw = np.ascontiguousarray(array).view(np.uint8).reshape(array.size, array.itemsize)
     total = 0.0

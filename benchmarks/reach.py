@@ -1,0 +1,184 @@
+"""What the codec core set out to reach, held against a record.
+
+Speeds are those of flyweight's best tier over the peer named, on the real streams; the worst stream
+decides. Where a peer or a measurement is missing, the goal is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Goal", "goals"]
+
+Record = dict[str, Any]
+MINILM = ("S6", "S5", "S4", "SD6")
+S1_BITS = {"S6": 5.2542, "S5": 4.2079, "S4": 3.1206, "SD6": 3.3228}
+"""Ideal code lengths of the better of one table and tables by row and column class, per tensor."""
+S1_MARGIN_PERCENT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One line of the table."""
+
+    words: str
+    """What is measured."""
+    wanted: str
+    """The bound."""
+    found: str
+    """What the record says, with the stream that decides."""
+    verdict: str
+    """``reached``, ``missed`` or ``open``."""
+
+
+def goals(record: Record) -> list[Goal]:
+    """Every goal, in the order in which they were set."""
+    streams = [stream for stream in record["streams"] if stream["name"] in MINILM]
+    tier = record["fingerprint"]["tiers"][-1]
+    found = [
+        _speed(streams, f"flyweight ans {tier}", way, peers, least)
+        for way, peers, least in (
+            ("decode", ("htscodecs 32x avx512", "htscodecs 32x avx2"), 1.5),
+            ("encode", ("htscodecs 32x avx2",), 2.0),
+        )
+    ]
+    found += [_two_threads(streams, way) for way in ("encode", "decode")]
+    found += [_sections(streams), *_artifact(record), _every_tensor(streams), _s1(streams)]
+    return [*found, *_seconds(record)]
+
+
+def _speed(
+    streams: Sequence[Record], ours: str, way: str, peers: Sequence[str], least: float
+) -> Goal:
+    """Against the first of the peers that was there."""
+    measured = {ratio["peer"] for stream in streams for ratio in stream["ratios"]}
+    peer = next((peer for peer in peers if peer in measured), peers[0])
+    values = {
+        stream["name"]: ratio[way]["median"]
+        for stream in streams
+        for ratio in stream["ratios"]
+        if (ratio["name"], ratio["peer"]) == (ours, peer)
+    }
+    words = f"{way}: {ours} over {peer}, one thread"
+    return _judged(words, f"at least {least}x", values, min, lambda v: v >= least, "{:.2f}x")
+
+
+def _two_threads(streams: Sequence[Record], way: str) -> Goal:
+    values = {
+        stream["name"]: entry[way]["speedup"]["median"]
+        for stream in streams
+        for entry in stream["two_threads"]
+        if entry["name"] == "flyweight ans"
+    }
+    words = f"{way}: two threads over one"
+    return _judged(words, "at least 1.6x", values, min, lambda v: v >= 1.6, "{:.2f}x")
+
+
+def _sections(streams: Sequence[Record]) -> Goal:
+    values = {
+        stream["name"]: entry["overhead_percent"]["max"]
+        for stream in streams
+        for entry in stream["sections"]
+        if entry["name"] == "flyweight ans"
+    }
+    words = "overhead of ans on a section of 1,000,000 symbols"
+    return _judged(words, "at most 0.05 %", values, max, lambda v: v <= 0.05, "{:+.4f} %")
+
+
+def _artifact(record: Record) -> list[Goal]:
+    """The file as it is packed by default; and its codes by ans alone, as in the whole file a codec
+    that finds structure could hide what ans costs.
+    """
+    files = {each["codec"]: each for each in record["artifact"] or []}
+    cases = (
+        ("a whole artifact of 33.6 M parameters", "auto", "overhead_percent"),
+        ("its codes, all by ans", "ans", "codes_overhead_percent"),
+    )
+    return [
+        _judged(
+            f"overhead of {words}",
+            "at most 0.1 %",
+            {codec: files[codec][key]} if codec in files else {},
+            max,
+            lambda v: v <= 0.1,
+            "{:+.4f} %",
+        )
+        for words, codec, key in cases
+    ]
+
+
+def _seconds(record: Record) -> list[Goal]:
+    """Choosing codecs for the checkpoint, and the plain decoder, scaled to 16 MB of file."""
+    files = {each["codec"]: each for each in record["artifact"] or [] if each["codec"] == "auto"}
+    choosing = {name: each["code_wall_seconds"] for name, each in files.items()}
+    decoding = {
+        name: each["decoder_wall_seconds"] * 16e6 / each["bytes"] for name, each in files.items()
+    }
+    cases = (
+        ("choosing codecs for 33.6 M parameters, two processors", choosing),
+        ("16 MB in the decoder that ships with a submission, one processor", decoding),
+    )
+    return [
+        _judged(words, "at most 5 s", values, max, lambda v: v <= 5, "{:.2f} s")
+        for words, values in cases
+    ]
+
+
+def _every_tensor(streams: Sequence[Record]) -> Goal:
+    """How far the smaller of ans and ctx is above the smallest of brotli-11 and all zstd levels."""
+    values = {}
+    for stream in streams:
+        if not stream["sizes"]:
+            continue
+        theirs = _smallest(stream, lambda name: name.startswith(("brotli", "zstd")))
+        pairs = zip(stream["tensors"], _ours(stream), theirs, strict=True)
+        values |= {f"{stream['name']} {t}": 100 * (a / b - 1) for t, a, b in pairs}
+    words = "the smaller of ans and ctx over brotli-11 and the best zstd level, worst tensor"
+    return _judged(words, "below 0 %", values, max, lambda v: v < 0, "{:+.3f} %")
+
+
+def _s1(streams: Sequence[Record]) -> Goal:
+    values = {
+        stream["name"]: 100 * (8 * sum(_ours(stream)) / stream["symbols"] / bits - 1)
+        for stream in streams
+        if (bits := S1_BITS.get(stream["name"])) and _has_ctx(stream)
+    }
+    words = "the smaller of ans and ctx per tensor over the ideal of class tables"
+    wanted = f"at most {S1_MARGIN_PERCENT} %"
+    return _judged(words, wanted, values, max, lambda v: v <= S1_MARGIN_PERCENT, "{:+.4f} %")
+
+
+def _ours(stream: Record) -> list[int]:
+    return _smallest(stream, lambda name: name.startswith("flyweight"))
+
+
+def _has_ctx(stream: Record) -> bool:
+    return any(entry["name"].startswith("flyweight ctx") for entry in stream["contenders"])
+
+
+def _smallest(stream: Record, is_wanted: Callable[[str], bool]) -> list[int]:
+    """Fewest bytes per tensor of the coders wanted that were measured on all of them."""
+    lists = [
+        entry["bytes_by_tensor"]
+        for entry in stream["contenders"] + stream["sizes"]
+        if is_wanted(entry["name"])
+    ]
+    return [min(sizes) for sizes in zip(*lists, strict=True)]
+
+
+def _judged(
+    words: str,
+    wanted: str,
+    values: dict[str, float],
+    worst: Callable[[Iterable[float]], float],
+    is_reached: Callable[[float], bool],
+    form: str,
+) -> Goal:
+    if not values:
+        return Goal(words, wanted, "not measured", "open")
+    value = worst(values.values())
+    name = next(name for name in values if values[name] == value)
+    verdict = "reached" if is_reached(value) else "missed"
+    return Goal(words, wanted, f"{form.format(value)} ({name})", verdict)

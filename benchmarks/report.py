@@ -1,0 +1,184 @@
+"""docs/benchmarks.md from the recorded results; ``--check`` fails where the page is out of date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reach import goals
+
+__all__ = ["page"]
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+INTRODUCTION = """# Benchmarks
+
+Generated from `benchmarks/results/` by `python benchmarks/report.py`; do not edit. How each figure
+is taken, and how to take it again: [benchmarks/README.md](../benchmarks/README.md). MB/s are
+millions of symbols a second, one byte each before coding. Overhead is size over order-0 information
+content under each tensor's own histogram; below zero, a coder found structure that order-0 cannot
+see.
+"""
+Record = dict[str, Any]
+
+
+def page(folder: Path) -> str:
+    """The whole page: the newest record of each topic and machine."""
+    newest: dict[tuple[str, str], Record] = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem.rpartition("_")[2]):
+        topic, hardware, _ = path.stem.split("_")
+        newest[topic, hardware] = json.loads(path.read_text(encoding="utf-8"))
+    blocks = [INTRODUCTION]
+    for (topic, _), record in sorted(newest.items(), key=lambda item: item[0]):
+        if topic in TOPICS:
+            blocks += TOPICS[topic](record)
+    if len(blocks) == 1:
+        blocks.append("No result is recorded yet.\n")
+    return "\n".join(blocks)
+
+
+def _codec(record: Record) -> Iterable[str]:
+    """Entropy coders on one machine."""
+    machine = record["fingerprint"]
+    streams = record["streams"]
+    names = [stream["name"] for stream in streams]
+    yield f"## Entropy coders on {machine['cpu']['name']}\n"
+    yield _provenance(record)
+    if record["absent"]:
+        absent = ", ".join(f"{each['name']} ({each['why']})" for each in record["absent"])
+        yield f"Absent: {absent}.\n"
+    yield "### What was to be reached\n"
+    rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in goals(record)]
+    yield _table(("goal", "wanted", "found", ""), rows)
+    yield "### Streams\n"
+    yield _table(
+        ("stream", "what", "tensors", "symbols", "order-0 bits"),
+        [
+            (
+                stream["name"],
+                stream["about"],
+                len(stream["tensors"]),
+                f"{stream['symbols']:,}",
+                f"{stream['order0_bits_per_symbol']:.4f}",
+            )
+            for stream in streams
+        ],
+    )
+    yield "### Bits a symbol, and overhead\n"
+    yield _by_coder(streams, _size, ("sizes", "contenders"), names)
+    yield "### One thread: encode / decode, MB/s of processor time\n"
+    yield _by_coder(streams, _speed, ("contenders",), names)
+    yield "Coders too slow for every round, encoded once on a part of the stream:\n"
+    yield _by_coder(streams, _speed, ("slow",), names)
+    yield "### Two threads: encode / decode, MB/s of wall time, and times as fast as one\n"
+    yield _by_coder(streams, _two_threads, ("two_threads",), names)
+    yield "### Sections of 1,000,000 symbols: overhead, median and largest\n"
+    yield _by_coder(streams, _section, ("sections",), names)
+    if record["artifact"]:
+        yield "### A whole .fly file: bytes, seconds to choose codecs, seconds in plain Python\n"
+        yield _artifact(record["artifact"])
+
+
+def _provenance(record: Record) -> str:
+    machine = record["fingerprint"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    return (
+        f"Taken on {record['date']} at commit {machine['commit']}: family "
+        f"{machine['cpu']['family']} model {machine['cpu']['model']}, {machine['processors']} "
+        f"processors, kernels {', '.join(machine['tiers'])}; {', '.join(machine['compiler'])}; "
+        f"Python {machine['python']}, {packages}. Medians of {record['settings']['rounds']} "
+        f"interleaved rounds; {record['settings']['one_thread']}; "
+        f"{record['settings']['buffers']}.\n"
+    )
+
+
+def _by_coder(
+    streams: Sequence[Record],
+    cell: Callable[[Record], str],
+    lists: Sequence[str],
+    names: Sequence[str],
+) -> str:
+    """One row a coder, one column a stream."""
+    found: dict[str, dict[str, str]] = {}
+    for stream in streams:
+        for key in reversed(lists):
+            for entry in stream[key]:
+                if cell is _size and entry["name"] == "memcpy":
+                    continue
+                found.setdefault(entry["name"], {})[stream["name"]] = cell(entry)
+    rows = [(coder, *(cells.get(name, "") for name in names)) for coder, cells in found.items()]
+    return _table(("coder", *names), rows)
+
+
+def _size(entry: Record) -> str:
+    return f"{entry['bits_per_symbol']:.4f} ({entry['overhead_percent']:+.3f} %)"
+
+
+def _speed(entry: Record) -> str:
+    speeds = (entry[way]["cpu_msymbols_per_second"] for way in ("encode", "decode"))
+    return " / ".join(_digits(speed) for speed in speeds)
+
+
+def _two_threads(entry: Record) -> str:
+    ways = (entry["encode"], entry["decode"])
+    return " / ".join(
+        f"{_digits(way['wall_msymbols_per_second'])} ({way['speedup']['median']:.2f}x)"
+        for way in ways
+    )
+
+
+def _section(entry: Record) -> str:
+    percent = entry["overhead_percent"]
+    return f"{percent['median']:+.4f} %, {percent['max']:+.4f} %"
+
+
+def _artifact(entries: Sequence[Record]) -> str:
+    header = ("codec", "weights", "bytes", "overhead", "codes alone", "s to code", "s in Python")
+    rows = [
+        (
+            entry["codec"],
+            f"{entry['weights']:,}",
+            f"{entry['bytes']:,}",
+            f"{entry['overhead_percent']:+.4f} %",
+            f"{entry['codes_overhead_percent']:+.4f} %",
+            f"{entry['code_wall_seconds']:.2f}",
+            f"{entry['decoder_wall_seconds']:.2f}",
+        )
+        for entry in entries
+    ]
+    return _table(header, rows)
+
+
+def _digits(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    cells = [[str(value).replace("|", "\\|") for value in row] for row in rows]
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {"codec": _codec}
+"""Sections by topic, the first part of a record's name."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if out of date")
+    parser.add_argument("--results", type=Path, default=FOLDER / "results")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    text = page(options.results)
+    if not options.check:
+        options.page.write_text(text, encoding="utf-8")
+    elif not options.page.exists() or options.page.read_text(encoding="utf-8") != text:
+        sys.exit(f"{options.page} is out of date: run python benchmarks/report.py")
+
+
+if __name__ == "__main__":
+    main()

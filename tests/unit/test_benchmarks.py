@@ -1,0 +1,56 @@
+"""The benchmarks run, and docs/benchmarks.md is what their records say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks are not in packages")
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_page_is_up_to_date() -> None:
+    done = run("report.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_small_run_is_recorded_and_reported(tmp_path: Path) -> None:
+    done = run(
+        *("bench_codec.py", "--synthetic", 40_000, "--only", "G6", "--rounds", 2),
+        *("--fse", tmp_path / "libnothing.so", "--commit", "abc", "--out", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.glob("codec_*.json")
+    record = json.loads(path.read_text())
+    assert record["fingerprint"]["commit"] == "abc"
+    absent = {each["name"]: each["why"] for each in record["absent"]}
+    assert absent["htscodecs"] == "no --htscodecs given"
+    assert "cannot be loaded" in absent["fse"]
+    [stream] = record["streams"]
+    assert stream["name"] == "G6"
+    by_name = {entry["name"]: entry for entry in stream["contenders"]}
+    ans = by_name["flyweight ans scalar"]
+    assert sum(ans["bytes_by_tensor"]) == ans["bytes"]
+    assert 0 < ans["overhead_percent"] < 2
+    assert ans["encode"]["repeats"] == 2
+    assert {entry["name"] for entry in stream["slow"]} >= {"zstd-22", "brotli-11", "xz-9e"}
+    page = tmp_path / "page.md"
+    assert run("report.py", "--results", tmp_path, "--page", page).returncode == 0
+    text = page.read_text()
+    assert "| flyweight ans scalar |" in text
+    assert "### What was to be reached" in text
+    assert run("report.py", "--results", tmp_path, "--page", page, "--check").returncode == 0
+    page.write_text(text.replace("flyweight", "featherweight"))
+    stale = run("report.py", "--results", tmp_path, "--page", page, "--check")
+    assert stale.returncode == 1
+    assert "out of date" in stale.stderr
