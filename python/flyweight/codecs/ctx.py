@@ -21,6 +21,8 @@ from flyweight.typing import Symbols
 __all__ = ["CtxCodec"]
 
 MODE_CLASSES = 2
+PARTS = 4
+"""Row map, column map, mean map, escaped symbols."""
 MAX_VARINT_BYTES = 9
 MAX_ALPHABET = 255
 """One symbol is kept for the escape."""
@@ -56,6 +58,16 @@ class CtxCodec:
         check_symbols(symbols, spec)
         plan = _plan(symbols, spec)
         return None if plan is None else _encode_classes(symbols, spec, plan)
+
+    @staticmethod
+    def overhead_bytes(stream: bytes | memoryview, *, alphabet_size: int) -> int:
+        """Bytes of a stream that are its header, tables and maps, not coded symbols."""
+        view = memoryview(stream)
+        if not len(view) or view[0] >> 6 != MODE_CLASSES:
+            return AnsCodec.overhead_bytes(view, alphabet_size=alphabet_size)
+        _, taken = read_family(view[1:], alphabet_size=alphabet_size)
+        (*_, escaped), payload = _split_parts(view[1 + taken :], PARTS)
+        return len(view) - len(escaped) - len(payload)
 
 
 def _plan(symbols: Symbols, spec: PlaneSpec) -> ClassPlan | None:
@@ -97,7 +109,7 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
             f"ctx: no classes of {spec.count} symbols of an alphabet of {spec.alphabet_size}"
         )
     family, taken = read_family(view[1:], alphabet_size=spec.alphabet_size)
-    (*maps, escaped), payload = _split_parts(view[1 + taken :], 4)
+    (*maps, escaped), payload = _split_parts(view[1 + taken :], PARTS)
     sizes = (spec.count // spec.columns, spec.columns, spec.columns)
     alphabets = (family.deviations, family.deviations, len(family.means))
     row_map, col_map, mean_map = (
