@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyweight.codecs.ans import MAX_LOG_WAYS, AnsCodec, choose_ways
+from flyweight.codecs.ans import AnsCodec
 from flyweight.codecs.codec import PlaneSpec, check_symbols, register
 from flyweight.codecs.ctx_classes import ClassPlan, plan_classes
 from flyweight.codecs.ctx_fit import escape, fit_family, table_counts
@@ -20,10 +20,14 @@ from flyweight.typing import Symbols
 
 __all__ = ["CtxCodec"]
 
-MODE_CLASSES = 2
+MODE_CLASSES = 3
 PARTS = 4
 """Row map, column map, mean map, escaped symbols."""
 MAX_VARINT_BYTES = 9
+MAX_LOG_WAYS = 6
+SYMBOLS_PER_WAY = 1 << 14
+DENSE_WAYS = 32
+LARGE_PLANE = 1 << 21
 MAX_ALPHABET = 255
 """One symbol is kept for the escape."""
 MIN_SAVED_BITS = 256.0
@@ -36,7 +40,7 @@ class CtxCodec:
 
     Notes
     -----
-    Header byte as in ans, with table mode 2 and 12 ``prob_bits``; modes 0 and 1 are ans streams.
+    Header byte as in ans, with mode 3 and 12 ``prob_bits``; with other modes it is an ans stream.
     """
 
     codec_id = 4
@@ -87,13 +91,18 @@ def _encode_classes(symbols: Symbols, spec: PlaneSpec, plan: ClassPlan) -> bytes
     family = fit_family(plan.family, table_counts(matrix, rows, cols, shape))
     freqs = family_freqs(family, alphabet_size=spec.alphabet_size)
     coded, escaped = escape(matrix, rows, cols, freqs)
-    ways = choose_ways(spec.count)
-    header = (PROB_BITS - 8) | (ways.bit_length() - 1) << 3 | MODE_CLASSES << 6
+    log_ways = _choose_log_ways(spec.count)
+    header = (PROB_BITS - 8) | log_ways << 3 | MODE_CLASSES << 6
     maps = [(plan.rows, family.deviations), (plan.columns, family.deviations)]
     maps += [(plan.column_means, len(family.means)), (escaped, spec.alphabet_size)]
     parts = [AnsCodec().encode(m, PlaneSpec(m.size, n, m.size)) if m.size else b"" for m, n in maps]
     payload = rans_encode(
-        coded, freqs, prob_bits=PROB_BITS, ways=ways, row_classes=rows, col_classes=cols
+        coded,
+        freqs,
+        prob_bits=PROB_BITS,
+        ways=1 << log_ways,
+        row_classes=rows,
+        col_classes=cols,
     )
     head = bytes([header]) + family.to_bytes()
     return b"".join([head, *(_put_size(len(part)) + part for part in parts), payload])
@@ -133,6 +142,16 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
     elif len(escaped):
         raise CorruptStreamError(f"ctx: {len(escaped)} bytes of escaped symbols, but no escape")
     return symbols
+
+
+def _choose_log_ways(count: int) -> int:
+    """Log2 of the ways: more where decoding speed pays for their three bytes each."""
+    if count >= LARGE_PLANE:
+        return MAX_LOG_WAYS
+    ways = 1
+    while ways < DENSE_WAYS and ways * SYMBOLS_PER_WAY < count:
+        ways *= 2
+    return ways.bit_length() - 1
 
 
 def _tables_of_lines(
