@@ -94,12 +94,13 @@ def field(at: int, value: int) -> Callable[[bytearray], None]:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (field(0, MODE_CLASSES << 6), "header 0x80 is not defined"),
-        (field(0, MODE_CLASSES << 6 | 7 << 3 | 4), "header 0xbc is not defined"),
+        (field(0, MODE_CLASSES << 6), "header 0xc0 is not defined"),
+        (field(0, MODE_CLASSES << 6 | 7 << 3 | 4), "header 0xfc is not defined"),
         (field(1, 0), "0 deviations"),
         (field(1, 65), "expected 1 to 64 tables"),
         (field(2, 0), "0 means"),
         (field(4, 0xFF), "is outside the alphabet of 31"),
+        (field(6, 2), "expected at most 384"),
     ],
 )
 def test_fields_that_are_out_of_range(
@@ -113,7 +114,7 @@ def test_fields_that_are_out_of_range(
 
 def test_sizes_that_lie(good: tuple[bytes, PlaneSpec]) -> None:
     stream, spec = good
-    at = 8 + stream[2]  # behind the header, the fixed fields and the levels
+    at = 9 + stream[2]  # behind the header, the fixed fields and the levels
     for size in (b"\xff" * 8 + b"\x7f", b"\xff" * 10, b"\x80\x00", b"\xff\x7f"):
         with pytest.raises(CorruptStreamError):
             CtxCodec().decode(stream[:at] + size + stream[at + 1 :], spec)

@@ -13,6 +13,7 @@ from flyweight.codecs.codec import PlaneSpec
 from flyweight.codecs.ctx import MODE_CLASSES, CtxCodec
 from flyweight.codecs.ctx_tables import (
     MAX_TABLES,
+    MAX_TOP,
     PROB_BITS,
     ShapeFamily,
     family_freqs,
@@ -31,7 +32,7 @@ def families(draw: st.DrawFn, alphabet_size: int) -> ShapeFamily:
     return ShapeFamily(
         deviations=draw(st.integers(1, MAX_TABLES // len(means))),
         step=draw(byte),
-        top=draw(byte),
+        top=draw(st.integers(0, MAX_TOP)),
         center=draw(st.integers(0, 64 * (alphabet_size - 1))),
         means=tuple(means),
         tail=draw(byte),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flyweight.codecs.ctx_tables import CENTER_UNITS, MAX_TABLES, ShapeFamily
+from flyweight.codecs.ctx_tables import CENTER_UNITS, MAX_TABLES, MAX_TOP, ShapeFamily
 from flyweight.typing import Counts, Symbols
 
 __all__ = ["ClassPlan", "plan_classes"]
@@ -30,7 +30,8 @@ CHUNK = 1 << 18
 SMALLEST = 1e-3
 """Keeps factors of rows and columns that are constant above zero."""
 MIN_VARIANCE = 1 / 16
-"""About what a line without any information is coded with."""
+"""What a line without any information is coded with."""
+SMALL_VARIANCE = 0.25
 STEPS = (4, 5, 7, 10, 14, 20, 28)
 """Candidate steps between deviations, in 1/32 octave, up to the first that is worse."""
 TABLE_COST = 2e-5
@@ -69,12 +70,12 @@ class _Axis:
 
 @dataclass(frozen=True, slots=True)
 class _Deviations:
-    """Classes of deviations, their step and largest as in the family, and bits."""
+    """Classes of deviations, their step and largest in the family's units, and bits."""
 
     rows: Symbols
     columns: Symbols
     step: int
-    top: int
+    top: float
     bits: float
 
 
@@ -108,18 +109,18 @@ def plan_classes(matrix: Symbols, counts: Counts) -> ClassPlan | None:
             break
         best = means.bits + deviations.bits, means, deviations
     assert best is not None
-    bits, means, deviations = best
+    _, means, deviations = best
     family = ShapeFamily(
         deviations=int(deviations.rows.max()) + int(deviations.columns.max()) + 1,
         step=deviations.step,
-        top=deviations.top,
+        top=int(np.clip(np.rint(deviations.top), 0, MAX_TOP)),
         center=center,
         means=means.levels,
         tail=0,
     )
     flat = float(counts @ np.log2(matrix.size / np.maximum(counts, 1)))
-    saved = flat - GAUSSIAN_BITS * matrix.size - bits
-    return ClassPlan(deviations.rows, deviations.columns, means.classes, family, saved)
+    bits = means.bits + _coded_bits(deviations)
+    return ClassPlan(deviations.rows, deviations.columns, means.classes, family, flat - bits)
 
 
 def _moments(matrix: Symbols, center: float) -> tuple[Floats, Floats, Floats]:
@@ -154,10 +155,23 @@ def _quantize_deviations(axes: tuple[_Axis, _Axis], means: int) -> _Deviations:
         if best is not None and bits >= best.bits:
             break
         top = sum(_grid_top(axis, c, step) for axis, c in zip(axes, classes, strict=True))
-        family_top = int(np.clip(np.rint(16 * top + 64), 0, 255))
-        best = _Deviations(classes[0], classes[1], step, family_top, bits)
+        best = _Deviations(classes[0], classes[1], step, 16 * top + 64, bits)
     assert best is not None
     return best
+
+
+def _coded_bits(deviations: _Deviations) -> float:
+    """About what symbols and classes cost, the former as Gaussians rounded to integers."""
+    rows, cols = np.bincount(deviations.rows), np.bincount(deviations.columns)
+    symbols = np.convolve(rows, cols)  # of each deviation
+    below_top = np.arange(symbols.size - 1, -1, -1)
+    variance = np.exp2(2 * (np.maximum(deviations.top - deviations.step * below_top, 0) / 32 - 2))
+    bits = np.where(
+        variance > SMALL_VARIANCE,
+        GAUSSIAN_BITS + np.log2(variance) / 2,
+        variance * (1 + BITS_PER_NAT - np.log2(variance)),  # zeros, and few ones of either sign
+    )
+    return float(symbols @ bits) + _map_bits(rows) + _map_bits(cols)
 
 
 def _classes(axis: _Axis, step: int) -> Symbols:

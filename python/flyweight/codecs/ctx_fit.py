@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from flyweight.codecs.ctx_tables import PROB_BITS, ShapeFamily, drop_rare, family_weights
+from flyweight.codecs.ctx_tables import MAX_TOP, PROB_BITS, ShapeFamily, drop_rare, family_weights
 from flyweight.typing import Counts, Freqs, Symbols
 
 __all__ = ["escape", "fit_family", "table_counts"]
@@ -56,7 +56,7 @@ def _climb(family: ShapeFamily, counts: Counts) -> tuple[float, ShapeFamily]:
     """Move the largest deviation as long as that helps."""
     best_bits, best = _code_bits(family, counts), family
     for direction in (-1, 1):
-        while 0 <= best.top + direction <= 255:
+        while 0 <= best.top + direction <= MAX_TOP:
             found = replace(best, top=best.top + direction)
             bits = _code_bits(found, counts)
             if bits >= best_bits:

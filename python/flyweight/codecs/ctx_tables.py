@@ -21,6 +21,8 @@ __all__ = ["PROB_BITS", "ShapeFamily", "family_freqs", "family_weights", "read_f
 
 PROB_BITS = 12
 MAX_TABLES = 64
+MAX_TOP = 384
+"""A deviation of 1,024 symbols: flat."""
 CENTER_UNITS = 64
 """Units of the center, and of all positions here, in a symbol."""
 HALVING = 256
@@ -29,7 +31,7 @@ STEP_RATIO = 4283353945
 """2**32 * 2**(-1 / HALVING), rounded."""
 GAUSSIAN = 47274
 """2**16 / (2 * ln 2), rounded: from squares over a variance to halvings."""
-FIXED_FIELDS = struct.Struct("<BBHBBB")
+FIXED_FIELDS = struct.Struct("<BBHHBB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class ShapeFamily:
     step: int
     """From one deviation to the next, in 1/32 octave, 0 to 255."""
     top: int
-    """The largest deviation: ``2 ** (top / 32 - 2)`` symbols, 0 to 255."""
+    """The largest deviation: ``2 ** (top / 32 - 2)`` symbols, 0 to 384."""
     center: int
     """Mean of a table of mean 0, in 1/64 symbol."""
     means: tuple[int, ...]
@@ -66,7 +68,7 @@ def read_family(stream: memoryview, *, alphabet_size: int) -> tuple[ShapeFamily,
     Raises
     ------
     CorruptStreamError
-        The bytes end early, there are no or more than 64 tables, or the center is no symbol.
+        The bytes end early, there are no or more than 64 tables, or a field is out of range.
     """
     if len(stream) < FIXED_FIELDS.size:
         raise CorruptStreamError(
@@ -81,6 +83,8 @@ def read_family(stream: memoryview, *, alphabet_size: int) -> tuple[ShapeFamily,
         raise CorruptStreamError(
             f"ctx: center {center}/{CENTER_UNITS} is outside the alphabet of {alphabet_size}"
         )
+    if top > MAX_TOP:
+        raise CorruptStreamError(f"ctx: largest deviation {top}, expected at most {MAX_TOP}")
     taken = FIXED_FIELDS.size + count
     if len(stream) < taken:
         raise CorruptStreamError(f"ctx: {len(stream)} bytes of tables, expected {taken}")
@@ -104,7 +108,8 @@ def family_weights(family: ShapeFamily, *, alphabet_size: int) -> Counts:
 
     Notes
     -----
-    No intermediate needs more than 62 bits: distances are below 2**15, curvatures below 2**31.
+    No intermediate needs more than 62 bits: a distance is less than 2**14 more than 4 deviations,
+    of which the square of one times the curvature is below 2**43, and curvatures are below 2**31.
     """
     below_top = np.arange(family.deviations - 1, -1, -1, dtype=np.int64)
     exponent = np.repeat(np.maximum(family.top - family.step * below_top, 0), len(family.means))
