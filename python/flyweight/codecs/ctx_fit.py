@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from flyweight.codecs.ctx_tables import MAX_TOP, PROB_BITS, ShapeFamily, drop_rare, family_weights
-from flyweight.typing import Counts, Freqs, Symbols
+from flyweight.typing import AnyArray, Counts, Freqs, Symbols
 
 __all__ = ["escape", "fit_family", "table_counts"]
 
@@ -31,15 +32,20 @@ def table_counts(matrix: Symbols, rows: Symbols, cols: Symbols, shape: tuple[int
     -------
     ``shape`` int64
     """
-    tables, alphabet = shape
-    counts = np.zeros(tables * alphabet, dtype=np.int64)
-    height = max(1, CHUNK // cols.size)
-    bases = cols.astype(np.int64) * alphabet
-    for start in range(0, rows.size, height):
-        keys = np.add.outer(rows[start : start + height].astype(np.int64) * alphabet, bases)
-        keys += matrix[start : start + height]
-        counts += np.bincount(keys.reshape(-1), minlength=counts.size)
+    counts = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    for keys in _keys(matrix, rows, cols, shape[1]):
+        counts += np.bincount(keys, minlength=counts.size)
     return counts.reshape(shape)
+
+
+def _keys(matrix: Symbols, rows: Symbols, cols: Symbols, alphabet: int) -> Iterator[AnyArray]:
+    """Table and symbol as one number, for all symbols in order, some rows at a time."""
+    height = max(1, CHUNK // cols.size)
+    bases = cols.astype(np.intp) * alphabet
+    for start in range(0, rows.size, height):
+        keys = np.add.outer(rows[start : start + height].astype(np.intp) * alphabet, bases)
+        keys += matrix[start : start + height]
+        yield keys.reshape(-1)
 
 
 def fit_family(family: ShapeFamily, counts: Counts) -> ShapeFamily:
@@ -86,11 +92,15 @@ def escape(matrix: Symbols, rows: Symbols, cols: Symbols, freqs: Freqs) -> tuple
     coded : (rows * cols,) uint8
     escaped : (n,) uint8, what the escapes stand for, in order
     """
-    is_rare = freqs[:, :-1] == 0
+    alphabet = freqs.shape[1] - 1
+    is_rare = (freqs[:, :-1] == 0).reshape(-1)
     coded: Symbols = matrix.reshape(-1).copy()
-    places = np.flatnonzero(is_rare.any(axis=0)[coded])
-    tables = rows[places // cols.size].astype(np.intp) + cols[places % cols.size]
-    places = places[is_rare[tables, coded[places]]]
-    escaped = coded[places]
-    coded[places] = is_rare.shape[1]
+    places = [np.zeros(0, dtype=np.intp)]
+    start = 0
+    for keys in _keys(matrix, rows, cols, alphabet):
+        places.append(np.flatnonzero(is_rare.take(keys)) + start)
+        start += keys.size
+    where = np.concatenate(places)
+    escaped = coded[where]
+    coded[where] = alphabet
     return coded, escaped
