@@ -25,6 +25,18 @@ def gaussian_codes(rows: int, cols: int, sigma: float, limit: int, seed: int) ->
     return np.clip(codes, -limit, limit).astype(np.int8)
 
 
+def class_symbols(rows: int, cols: int) -> np.ndarray:
+    """Symbols of 63 whose deviations differ by row and column, and means by column; outliers."""
+    rng = np.random.Generator(np.random.PCG64(11))
+    total = rng.integers(0, 1 << 16, size=(12, rows, cols)).sum(axis=0) - 6 * 65535
+    row = rng.integers(40, 160, size=(rows, 1))
+    col = rng.integers(20, 200, size=cols)
+    mean = rng.integers(-2, 3, size=cols) << 15
+    codes = ((total + mean) * row * col + (1 << 27)) >> 28
+    codes.reshape(-1)[::997] = 31
+    return (np.clip(codes, -31, 31) + 31).astype(np.uint8)
+
+
 def tensors() -> dict[str, Stored]:
     """One of each: grids, dtypes, layouts and shapes that the format has."""
     float32 = np.dtype(np.float32)
@@ -105,6 +117,15 @@ def main(folder: Path) -> None:
         )
         (folder / f"alphabet-{alphabet}.symbols").write_bytes(symbols.tobytes())
         (folder / f"alphabet-{alphabet}.ans").write_bytes(stream)
+    write_classes(folder)
+
+
+def write_classes(folder: Path) -> None:
+    """The ctx stream. Its classes come from floats, so another machine may write other bytes."""
+    matrix = class_symbols(96, 80)
+    spec = PlaneSpec(matrix.size, 63, matrix.shape[1])
+    (folder / "classes-80-63.symbols").write_bytes(matrix.tobytes())
+    (folder / "classes-80-63.ctx").write_bytes(codec_by_name("ctx").encode(matrix.ravel(), spec))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from flyweight.errors import CorruptStreamError, UnsupportedError
 from flyweight.format.inspect import inspect
 from flyweight.interop import read_safetensors
 from flyweight.kernels.dispatch import Backend, backend
-from flyweight.submission.decoder import decode_fly
+from flyweight.submission.decoder import decode_fly, decode_planes
 
 FOLDER = Path(__file__).parent
 VERSIONS = sorted(path for path in FOLDER.glob("v*") if path.is_dir())
 FILES = [path for version in VERSIONS for path in sorted(version.glob("all-*.fly"))]
 STREAMS = [path for version in VERSIONS for path in sorted(version.glob("*.ans"))]
+CLASS_STREAMS = [path for version in VERSIONS for path in sorted(version.glob("*.ctx"))]
 
 
 def by_name(path: Path) -> str:
@@ -31,6 +32,7 @@ def by_name(path: Path) -> str:
 def test_there_are_files() -> None:
     assert len(FILES) >= 5
     assert len(STREAMS) >= 3
+    assert len(CLASS_STREAMS) >= 1
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "reference"])
@@ -71,6 +73,19 @@ def test_streams(path: Path, kernels: Backend) -> None:
             path.read_bytes(), PlaneSpec(symbols.size, alphabet, symbols.size)
         )
     assert np.array_equal(decoded, symbols)
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("path", CLASS_STREAMS, ids=by_name)
+def test_streams_with_classes(path: Path, kernels: Backend) -> None:
+    symbols = np.frombuffer(path.with_suffix(".symbols").read_bytes(), dtype=np.uint8)
+    columns, alphabet = (int(number) for number in path.stem.split("-")[1:])
+    spec = PlaneSpec(symbols.size, alphabet, columns)
+    stream = path.read_bytes()
+    with backend(kernels):
+        assert np.array_equal(codec_by_name("ctx").decode(stream, spec), symbols)
+    plane = (4, stream, symbols.size, alphabet, columns)
+    assert np.array_equal(decode_planes([plane])[0], symbols)
 
 
 def test_the_worked_example_of_the_specification() -> None:

@@ -19,7 +19,7 @@ from flyweight.codecs.select import select
 from flyweight.codecs.store import StoreCodec
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 
-CODECS = ["store", "ans", "zstd", "brotli"]
+CODECS = ["store", "ans", "zstd", "brotli", "ctx"]
 
 
 def flat(count: int, alphabet_size: int) -> PlaneSpec:
@@ -47,7 +47,7 @@ def symbol_runs(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 def test_names_and_ids_are_frozen() -> None:
     assert codec_names() == CODECS
-    assert [codec_by_name(name).codec_id for name in CODECS] == [0, 1, 2, 3]
+    assert [codec_by_name(name).codec_id for name in CODECS] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -11,6 +11,7 @@ from typing import Literal
 from flyweight.codecs.ans import AnsCodec
 from flyweight.codecs.brotli import BrotliCodec
 from flyweight.codecs.codec import Codec, codec_by_name, is_credible
+from flyweight.codecs.ctx import CtxCodec
 from flyweight.codecs.layout import (
     BYTE_PLANES,
     LAYOUT_NAMES,
@@ -61,6 +62,8 @@ class Choice:
 class _Trial:
     label: str
     codec: Codec
+    is_forced: bool = False
+    """Whether it has to code what it cannot win."""
 
 
 def select(
@@ -74,7 +77,8 @@ def select(
     alphabet_size : of the grid for codes, 256 for everything else
     codec : ``auto``, or the name of the one codec to use
     effort : ``default`` tries ans, store and fast zstd on everything and brotli-11 and zstd-22
-        where they are quick; ``max`` tries everything on everything
+        where they are quick; ``max`` tries everything on everything; ctx is tried where moments
+        of rows and columns say that it can win
 
     Returns
     -------
@@ -117,16 +121,23 @@ def select(
 
 def _smallest(plane: Plane, trials: list[_Trial]) -> tuple[_Trial | None, bytes]:
     """The smallest stream that a reader accepts, and what made it; None where there is none."""
-    tried = [(trial, trial.codec.encode(plane.symbols, plane.spec)) for trial in trials]
-    accepted = [t for t in tried if is_credible(plane.symbols.size, len(t[1]))]
+    tried = [(trial, _encode(trial, plane)) for trial in trials]
+    accepted = [(t, s) for t, s in tried if s and is_credible(plane.symbols.size, len(s))]
     return min(accepted, key=lambda t: (len(t[1]), t[0].codec.decode_rank), default=(None, b""))
+
+
+def _encode(trial: _Trial, plane: Plane) -> bytes | None:
+    """The stream, or None where a look at the symbols says that the codec cannot win."""
+    if isinstance(trial.codec, CtxCodec) and not trial.is_forced:
+        return trial.codec.encode_if_promising(plane.symbols, plane.spec)
+    return trial.codec.encode(plane.symbols, plane.spec)
 
 
 def _combinations(layout: int, size: int, codec: str, effort: Effort) -> list[list[_Trial]]:
     """Candidate lists for a layout: each alone on one plane, the best per plane on several."""
     trials = _trials(size, codec, effort)
-    if layout == TRANSPOSED:  # order means nothing to store and ans
-        trials = [t for t in trials if not isinstance(t.codec, (AnsCodec, StoreCodec))]
+    if layout == TRANSPOSED:  # order means nothing to store and ans, and next to nothing to ctx
+        trials = [t for t in trials if not isinstance(t.codec, (AnsCodec, CtxCodec, StoreCodec))]
     if layout == PACKED and codec == "auto":  # ans on packed codes only loses their alphabet
         trials = [t for t in trials if not isinstance(t.codec, AnsCodec)]
     if layout == BYTE_PLANES:
@@ -136,7 +147,8 @@ def _combinations(layout: int, size: int, codec: str, effort: Effort) -> list[li
 
 def _trials(size: int, codec: str, effort: Effort) -> list[_Trial]:
     slow = effort == "max" or size <= SLOW_CODEC_LIMIT
-    everything = [_Trial("ans", AnsCodec()), _Trial("store", StoreCodec())]
+    everything = [_Trial("ans", AnsCodec()), _Trial("ctx", CtxCodec(), is_forced=codec == "ctx")]
+    everything.append(_Trial("store", StoreCodec()))
     everything += [_Trial(f"zstd-{n}", ZstdCodec(n)) for n in ((1, 3, 19, 22) if slow else (1, 3))]
     if slow or codec == "brotli":
         everything.append(_Trial("brotli-11", BrotliCodec(11)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from flyweight.codecs.ans import AnsCodec
 from flyweight.codecs.codec import codec_by_id
+from flyweight.codecs.ctx import CtxCodec
 from flyweight.codecs.layout import LAYOUT_NAMES
 from flyweight.codecs.select import Candidate, Effort, select
 from flyweight.format.container import TRAILER, FlyFile, open  # noqa: A004
@@ -148,10 +149,11 @@ def _part(part: Part, body: memoryview, array: AnyArray, effort: Effort | None) 
     tables = 0
     offset = 0
     for codec_id, length in part.streams:
-        codecs.append(codec_by_id(codec_id).name)
-        if codec_id == AnsCodec.codec_id:
+        codec = codec_by_id(codec_id)
+        codecs.append(codec.name)
+        if isinstance(codec, (AnsCodec, CtxCodec)):
             stream = body[offset : offset + length]
-            tables += AnsCodec.overhead_bytes(stream, alphabet_size=part.alphabet_size)
+            tables += codec.overhead_bytes(stream, alphabet_size=part.alphabet_size)
         offset += length
     candidates: tuple[Candidate, ...] = ()
     if effort is not None:

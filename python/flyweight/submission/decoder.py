@@ -11,7 +11,7 @@ import math
 import struct
 import zlib
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,14 @@ class FlyPart(NamedTuple):
     layout: int
     streams: list[tuple[int, int]]
 
-    def plane(self) -> tuple[int, int]:
-        """Symbols and alphabet of each of its planes."""
-        count = self.shape[0] * self.shape[1]
+    def plane(self) -> tuple[int, int, int]:
+        """Symbols, alphabet and symbols per row of each of its planes."""
+        rows, cols = self.shape
         if self.layout == 3:
-            return -(-count * (self.alphabet - 1).bit_length() // 8), 256
-        itemsize = np.dtype(FLY_DTYPES[self.dtype]).itemsize
-        return (count if self.layout == 2 else count * itemsize), self.alphabet
+            size = -(-rows * cols * (self.alphabet - 1).bit_length() // 8)
+            return size, 256, size
+        itemsize = 1 if self.layout == 2 else np.dtype(FLY_DTYPES[self.dtype]).itemsize
+        return rows * cols * itemsize, self.alphabet, rows if self.layout == 1 else cols * itemsize
 
     def join(self, planes: list[NDArray[np.uint8]]) -> NDArray[Any]:
         """The array of its planes; see "Layouts" in docs/format.md."""
@@ -213,10 +214,10 @@ def decode_checked(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, obje
     for entry in entries:
         for part in entry.parts:
             for codec, size in part.streams:
-                symbols, alphabet = part.plane()
+                symbols, alphabet, columns = part.plane()
                 if symbols > (1 << 16) + (size << 14):
                     raise FlyError(f"{symbols} symbols cannot be in {size} bytes")
-                planes.append((codec, data[at : at + size], symbols, alphabet))
+                planes.append((codec, data[at : at + size], symbols, alphabet, columns))
                 at += size
     if at + 4 != len(data):
         raise FlyError("the sections do not tile the file")
@@ -229,24 +230,30 @@ def decode_checked(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[int, obje
 
 # --- streams --------------------------------------------------------------------------------------
 
+FlyPlane: TypeAlias = tuple[int, bytes, int, int, int]
 
-def decode_planes(planes: list[tuple[int, bytes, int, int]]) -> list[NDArray[np.uint8]]:
-    """Symbols of each plane, given its codec, stream, count and alphabet."""
+
+def decode_planes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
+    """Symbols of each plane, given its codec, stream, count, alphabet and symbols per row."""
     out: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * len(planes)
-    queues: dict[int, list[AnsJob]] = {}
-    for index, (codec, stream, count, alphabet) in enumerate(planes):
-        if codec == 1 and stream[0] >> 6:
-            job = read_ans_header(index, stream, count, alphabet)
-            queues.setdefault(job.ways, []).append(job)
-        elif codec == 1:
+    jobs, classed = list[AnsJob](), list[int]()
+    for index, (codec, stream, count, alphabet, _) in enumerate(planes):
+        mode = stream[0] >> 6 if codec in (1, 4) else None
+        if codec == 4 and mode == 3:
+            classed.append(index)
+        elif mode:
+            jobs.append(read_ans_header(index, stream, count, alphabet))
+        elif mode == 0:
             out[index] = np.full(count, stream[1], dtype=np.uint8)
         else:
             out[index] = np.frombuffer(decompress(codec, stream, count), dtype=np.uint8)
-    for jobs in queues.values():
-        jobs.sort(key=lambda job: -job.symbols)
-        for job, symbols in zip(jobs, decode_ans(jobs), strict=True):
-            out[job.place] = symbols
-    for (_, _, count, alphabet), symbols in zip(planes, out, strict=True):
+    for index, symbols in run_jobs(jobs):
+        out[index] = symbols
+    if classed:
+        decoded = decode_classes([planes[index] for index in classed])
+        for index, symbols in zip(classed, decoded, strict=True):
+            out[index] = symbols
+    for (_, _, count, alphabet, _), symbols in zip(planes, out, strict=True):
         if len(symbols) != count or symbols.max(initial=0) >= alphabet:
             raise FlyError(f"a stream does not hold {count} symbols below {alphabet}")
     return out
@@ -276,7 +283,7 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
 
 
 class AnsJob(NamedTuple):
-    """One ANS stream behind its header, table and tail count."""
+    """One ANS stream behind its header, table and tail count; ``freqs`` has a row per table."""
 
     place: int
     symbols: int
@@ -284,8 +291,9 @@ class AnsJob(NamedTuple):
     prob_bits: int
     freqs: NDArray[np.uint64]
     coded: bytes
-    tail: int | None
-    rare: NDArray[np.uint64]
+    tail: int | None = None
+    rare: NDArray[np.uint64] = np.zeros(0, np.uint64)
+    contexts: NDArray[np.uint8] | None = None
 
 
 def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> AnsJob:
@@ -322,7 +330,7 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
     freqs = normalize(weights, 1 << prob_bits)
     rare_freqs = normalize(rare, 1 << prob_bits)
     main = count - (tail or 0)
-    return AnsJob(index, main, ways, prob_bits, freqs, stream[reader.at :], tail, rare_freqs)
+    return AnsJob(index, main, ways, prob_bits, freqs[None], stream[reader.at :], tail, rare_freqs)
 
 
 def decode_side(
@@ -341,7 +349,7 @@ def decode_side(
             state = state << 16 | next(queue)
         return symbol
 
-    tables = [(f.tolist(), (np.cumsum(f) - f).tolist()) for f in (job.freqs, job.rare)]
+    tables = [(f.tolist(), (np.cumsum(f) - f).tolist()) for f in (job.freqs[0], job.rare)]
     tail = [pop(*tables[0]) for _ in range(job.tail or 0)]
     symbols = np.concatenate([symbols, np.array(tail, dtype=np.uint8)])
     if job.rare.any():
@@ -365,17 +373,34 @@ def normalize(weights: list[int], total: int) -> NDArray[np.uint64]:
     return np.array(freqs, dtype=np.uint64)
 
 
+def run_jobs(jobs: list[AnsJob]) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Place and symbols of each job; those of the same kind are decoded together."""
+    queues: dict[tuple[int, bool], list[AnsJob]] = {}
+    for job in sorted(jobs, key=lambda job: -job.symbols):
+        queues.setdefault((job.ways, job.contexts is not None), []).append(job)
+    return [
+        (job.place, symbols)
+        for queue in queues.values()
+        for job, symbols in zip(queue, decode_ans(queue), strict=True)
+    ]
+
+
+def slot_table(freqs: NDArray[np.uint64], prob_bits: int) -> NDArray[np.uint64]:
+    """Per slot: frequency << 32 | (slot - cumulative) << 8 | symbol."""
+    symbol = np.repeat(np.arange(len(freqs), dtype=np.uint64), freqs.astype(np.int64))
+    bias = np.arange(1 << prob_bits, dtype=np.uint64)
+    bias -= (np.cumsum(freqs) - freqs)[symbol]
+    return freqs[symbol] << np.uint64(32) | bias << np.uint64(8) | symbol
+
+
 def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
     """All streams of the same number of ways in lockstep; they come longest first."""
     ways = jobs[0].ways
     counts = np.array([job.symbols for job in jobs])
     steps = -(-counts // ways)
     tables, words = [], []
-    for job in jobs:  # per slot: frequency << 32 | (slot - cumulative) << 8 | symbol
-        symbol = np.repeat(np.arange(len(job.freqs), dtype=np.uint64), job.freqs.astype(np.int64))
-        bias = np.arange(1 << job.prob_bits, dtype=np.uint64)
-        bias -= (np.cumsum(job.freqs) - job.freqs)[symbol]
-        tables.append(job.freqs[symbol] << 32 | bias << 8 | symbol)
+    for job in jobs:
+        tables.append(np.concatenate([slot_table(freqs, job.prob_bits) for freqs in job.freqs]))
         words.append(np.frombuffer(job.coded[4 * ways :], dtype="<u2").astype(np.uint64))
     starts = np.cumsum([0] + [len(w) for w in words])[:, None]
     table = np.concatenate(tables)
@@ -387,6 +412,13 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
     state, at = np.stack(lanes).astype(np.uint64), starts[:-1] - 1
     if (state < 1 << 16).any():
         raise FlyError("an ANS stream is damaged: a state is below 2^16")
+    which = (
+        np.zeros((steps[0], len(jobs), ways), np.uint8) if jobs[0].contexts is not None else None
+    )
+    for k, job in enumerate(jobs):
+        if which is not None and job.contexts is not None:
+            padding = np.zeros(steps[k] * ways - counts[k], np.uint8)
+            which[: steps[k], k] = np.append(job.contexts, padding).reshape(-1, ways)
     finals, ends = [*state], [int(start[0]) for start in starts[:-1]]
     parts: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
     begin = 0
@@ -394,9 +426,12 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
         live = int(np.count_nonzero(steps > begin))
         state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
         out = np.empty((end - begin, live, ways), dtype=np.uint8)
-        for row in out:
+        for step, row in enumerate(out, begin):
             earlier = state
-            entry = table.take((state & mask) + base)
+            slot = (state & mask) + base
+            if which is not None:
+                slot += which[step, :live].astype(np.uint64) << bits
+            entry = table.take(slot)
             row[:] = entry
             state = (entry >> 32) * (state >> bits) + (entry >> 8 & 0xFFFF)
             low = state < 1 << 16
@@ -419,3 +454,61 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
             raise FlyError("an ANS stream is damaged: it does not end where it should")
         decoded.append(symbols if job.tail is None else decode_side(job, symbols, side))
     return decoded
+
+
+def decode_classes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
+    """Symbols of streams with tables by row and column; see "CTX" in docs/format.md."""
+    jobs, maps, escaped = list[AnsJob](), list[FlyPlane](), list[bytes]()
+    for index, (_, stream, count, alphabet, columns) in enumerate(planes):
+        freqs, at = class_tables(stream, alphabet)
+        reader = FlyReader(stream, at)
+        row_map, col_map, mean_map, rare = (reader.take(reader.varint()) for _ in range(4))
+        rows, means = count // columns, stream[2]
+        maps += [(1, row_map, rows, stream[1], rows), (1, col_map, columns, stream[1], columns)]
+        maps += [(1, mean_map, columns, means, columns)]
+        escaped.append(rare)
+        ways = 1 << (stream[0] >> 3 & 7)
+        jobs.append(AnsJob(index, count, ways, 12, freqs, stream[reader.at :]))
+    lines = iter(decode_planes(maps))
+    for index, job in enumerate(jobs):
+        factor = np.uint8(planes[index][1][2])
+        row, col = next(lines) * factor, next(lines) * factor + next(lines)
+        tables = np.minimum(np.add.outer(row, col), len(job.freqs) - 1).ravel()
+        jobs[index] = job._replace(contexts=tables)
+    out = [symbols for _, symbols in sorted(run_jobs(jobs), key=lambda pair: pair[0])]
+    for (_, _, _, alphabet, _), symbols, rare in zip(planes, out, escaped, strict=True):
+        places = np.flatnonzero(symbols == alphabet)
+        if len(places):
+            symbols[places] = decode_planes([(1, rare, len(places), alphabet, len(places))])[0]
+        elif rare:
+            raise FlyError("escaped symbols, but no escape")
+    return out
+
+
+def class_tables(stream: bytes, alphabet: int) -> tuple[NDArray[np.uint64], int]:
+    """Frequencies of every table, the escape last; and the bytes up to the maps."""
+    deviations, means, center, top, step, tail = struct.unpack("<BBHHBB", stream[1:9])
+    if stream[0] & 7 != 4 or not 1 <= deviations * means <= 64 or alphabet > 255 or top > 384:
+        raise FlyError("a stream of classes has a field that is out of range")
+    powers = [1 << 31]
+    for _ in range(255):
+        powers.append(powers[-1] * 4283353945 >> 32)
+
+    def halved(y: int) -> int:
+        return powers[y & 255] >> min(y >> 8, 63)
+
+    tables = []
+    for s in range(deviations):
+        e = max(0, top - step * (deviations - 1 - s))
+        for level in struct.unpack(f"<{means}b", stream[9 : 9 + means]):
+            middle = center + (level * (halved(8 * (512 - e)) >> 11) >> 5)
+            curvature = halved(16 * e) * 47274 >> 16
+            ys = [(64 * k - middle) ** 2 * curvature >> 31 for k in range(alphabet)]
+            weights = [
+                (16 - tail % 16) * halved(y) + tail % 16 * halved(y >> tail // 16) for y in ys
+            ]
+            is_rare = [not w or w << 12 < sum(weights) for w in weights]
+            rare = sum(w for w, rare in zip(weights, is_rare, strict=True) if rare)
+            kept = [0 if rare else w for w, rare in zip(weights, is_rare, strict=True)]
+            tables.append(normalize([*kept, max(rare, 1) if any(is_rare) else 0], 4096))
+    return np.stack(tables), 9 + means

@@ -1,0 +1,198 @@
+"""Static range ANS with a table per class of row and column (docs/format.md, "CTX").
+
+Rows and columns of a weight matrix differ in their deviation, columns of embeddings also in their
+mean. Classes that say so cost a few bits a line, and then no symbol is coded adaptively: decoding
+stays a table look-up per symbol.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flyweight.codecs.ans import AnsCodec
+from flyweight.codecs.codec import PlaneSpec, check_symbols, register
+from flyweight.codecs.ctx_classes import ClassPlan, plan_classes
+from flyweight.codecs.ctx_fit import escape, fit_family, table_counts
+from flyweight.codecs.ctx_tables import PROB_BITS, ShapeFamily, family_freqs, read_family
+from flyweight.errors import CorruptStreamError
+from flyweight.kernels.rans import histogram, rans_decode, rans_encode
+from flyweight.typing import Symbols
+
+__all__ = ["CtxCodec"]
+
+MODE_CLASSES = 3
+PARTS = 4
+"""Row map, column map, mean map, escaped symbols."""
+MAX_VARINT_BYTES = 9
+MAX_LOG_WAYS = 6
+SYMBOLS_PER_WAY = 1 << 14
+DENSE_WAYS = 32
+LARGE_PLANE = 1 << 21
+MAX_ALPHABET = 255
+"""One symbol is kept for the escape."""
+MIN_SAVED_BITS = 256.0
+MIN_SAVED_PER_SYMBOL = 3e-4
+"""Below these a plane is coded by ans: about what Gaussian tables lose to exact ones."""
+
+
+class CtxCodec:
+    """Gaussian tables by row class and column class; where they cannot pay, an ans stream.
+
+    Notes
+    -----
+    Header byte as in ans, with mode 3 and 12 ``prob_bits``; with other modes it is an ans stream.
+    """
+
+    codec_id = 4
+    name = "ctx"
+    decode_rank = 2
+
+    def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
+        coded = self.encode_if_promising(symbols, spec)
+        return AnsCodec().encode(symbols, spec) if coded is None else coded
+
+    def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
+        view = memoryview(stream)
+        if not len(view) or view[0] >> 6 != MODE_CLASSES:
+            return AnsCodec().decode(view, spec)
+        return _decode_classes(view, spec)
+
+    def encode_if_promising(self, symbols: Symbols, spec: PlaneSpec) -> bytes | None:
+        """The stream, or None where moments say that classes cannot beat ans."""
+        check_symbols(symbols, spec)
+        plan = _plan(symbols, spec)
+        return None if plan is None else _encode_classes(symbols, spec, plan)
+
+    @staticmethod
+    def overhead_bytes(stream: bytes | memoryview, *, alphabet_size: int) -> int:
+        """Bytes of a stream that are its header, tables and maps, not coded symbols."""
+        view = memoryview(stream)
+        if not len(view) or view[0] >> 6 != MODE_CLASSES:
+            return AnsCodec.overhead_bytes(view, alphabet_size=alphabet_size)
+        _, taken = read_family(view[1:], alphabet_size=alphabet_size)
+        (*_, escaped), payload = _split_parts(view[1 + taken :], PARTS)
+        return len(view) - len(escaped) - len(payload)
+
+
+def _plan(symbols: Symbols, spec: PlaneSpec) -> ClassPlan | None:
+    if not 2 <= spec.alphabet_size <= MAX_ALPHABET or not spec.count or not spec.columns:
+        return None
+    counts = histogram(np.ascontiguousarray(symbols), alphabet_size=spec.alphabet_size)
+    plan = plan_classes(symbols.reshape(-1, spec.columns), counts)
+    if plan is None or plan.saved_bits < MIN_SAVED_BITS + MIN_SAVED_PER_SYMBOL * spec.count:
+        return None
+    return plan
+
+
+def _encode_classes(symbols: Symbols, spec: PlaneSpec, plan: ClassPlan) -> bytes:
+    rows, cols = _tables_of_lines(plan.rows, plan.columns, plan.column_means, plan.family)
+    matrix = symbols.reshape(-1, spec.columns)
+    shape = (plan.family.tables, spec.alphabet_size)
+    family = fit_family(plan.family, table_counts(matrix, rows, cols, shape))
+    freqs = family_freqs(family, alphabet_size=spec.alphabet_size)
+    coded, escaped = escape(matrix, rows, cols, freqs)
+    log_ways = _choose_log_ways(spec.count)
+    header = (PROB_BITS - 8) | log_ways << 3 | MODE_CLASSES << 6
+    maps = [(plan.rows, family.deviations), (plan.columns, family.deviations)]
+    maps += [(plan.column_means, len(family.means)), (escaped, spec.alphabet_size)]
+    parts = [AnsCodec().encode(m, PlaneSpec(m.size, n, m.size)) if m.size else b"" for m, n in maps]
+    payload = rans_encode(
+        coded,
+        freqs,
+        prob_bits=PROB_BITS,
+        ways=1 << log_ways,
+        row_classes=rows,
+        col_classes=cols,
+    )
+    head = bytes([header]) + family.to_bytes()
+    return b"".join([head, *(_put_size(len(part)) + part for part in parts), payload])
+
+
+def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
+    """Inverse of :func:`_encode_classes`."""
+    log_ways = view[0] >> 3 & 7
+    if view[0] & 7 != PROB_BITS - 8 or log_ways > MAX_LOG_WAYS:
+        raise CorruptStreamError(f"ctx: header {view[0]:#04x} is not defined")
+    if not spec.count or spec.alphabet_size > MAX_ALPHABET:
+        raise CorruptStreamError(
+            f"ctx: no classes of {spec.count} symbols of an alphabet of {spec.alphabet_size}"
+        )
+    family, taken = read_family(view[1:], alphabet_size=spec.alphabet_size)
+    (*maps, escaped), payload = _split_parts(view[1 + taken :], PARTS)
+    sizes = (spec.count // spec.columns, spec.columns, spec.columns)
+    alphabets = (family.deviations, family.deviations, len(family.means))
+    row_map, col_map, mean_map = (
+        AnsCodec().decode(part, PlaneSpec(size, alphabet, size))
+        for part, size, alphabet in zip(maps, sizes, alphabets, strict=True)
+    )
+    rows, cols = _tables_of_lines(row_map, col_map, mean_map, family)
+    symbols = rans_decode(
+        payload,
+        family_freqs(family, alphabet_size=spec.alphabet_size),
+        count=spec.count,
+        prob_bits=PROB_BITS,
+        ways=1 << log_ways,
+        row_classes=rows,
+        col_classes=cols,
+    )
+    escapes = np.flatnonzero(symbols == spec.alphabet_size)
+    if escapes.size:
+        escape_spec = PlaneSpec(escapes.size, spec.alphabet_size, escapes.size)
+        symbols[escapes] = AnsCodec().decode(escaped, escape_spec)
+    elif len(escaped):
+        raise CorruptStreamError(f"ctx: {len(escaped)} bytes of escaped symbols, but no escape")
+    return symbols
+
+
+def _choose_log_ways(count: int) -> int:
+    """Log2 of the ways: more where decoding speed pays for their three bytes each."""
+    if count >= LARGE_PLANE:
+        return MAX_LOG_WAYS
+    ways = 1
+    while ways < DENSE_WAYS and ways * SYMBOLS_PER_WAY < count:
+        ways *= 2
+    return ways.bit_length() - 1
+
+
+def _tables_of_lines(
+    rows: Symbols, columns: Symbols, column_means: Symbols, family: ShapeFamily
+) -> tuple[Symbols, Symbols]:
+    """What each row and each column adds to the index of the table, below 64."""
+    means = np.uint8(len(family.means))
+    return rows * means, columns * means + column_means
+
+
+def _put_size(size: int) -> bytes:
+    """A varint, see docs/format.md, "Numbers and text"."""
+    out = bytearray()
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
+
+
+def _take_size(view: memoryview) -> tuple[int, memoryview]:
+    """Inverse of :func:`_put_size`, and what is behind it."""
+    size = 0
+    for length, byte in enumerate(view[:MAX_VARINT_BYTES]):
+        size |= (byte & 127) << 7 * length
+        if byte < 128:
+            if length and not byte:
+                break
+            return size, view[length + 1 :]
+    raise CorruptStreamError(f"ctx: {bytes(view[:MAX_VARINT_BYTES]).hex(' ')} is no size")
+
+
+def _split_parts(view: memoryview, count: int) -> tuple[list[memoryview], memoryview]:
+    """The next ``count`` parts, each behind its size, and what is left."""
+    parts = []
+    for number in range(count):
+        size, view = _take_size(view)
+        if size > len(view):
+            raise CorruptStreamError(f"ctx: part {number} has {size} bytes, {len(view)} are left")
+        parts.append(view[:size])
+        view = view[size:]
+    return parts, view
+
+
+register(CtxCodec())
