@@ -6,11 +6,13 @@ decides. Where a peer or a measurement is missing, the goal is open.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-__all__ = ["Goal", "goals"]
+__all__ = ["Goal", "bitpack_goals", "goals"]
 
 Record = dict[str, Any]
 MINILM = ("S6", "S5", "S4", "SD6")
@@ -47,6 +49,28 @@ def goals(record: Record) -> list[Goal]:
     found += [_two_threads(streams, way) for way in ("encode", "decode")]
     found += [_sections(streams), *_artifact(record), _every_tensor(streams), _s1(streams)]
     return [*found, *_seconds(record)]
+
+
+def bitpack_goals(record: Record) -> list[Goal]:
+    """Packing against what memory allows, on the largest size, which is beyond the caches."""
+    largest = max(record["sizes"], key=lambda size: size["count"])
+    tier = record["fingerprint"]["tiers"][-1]
+    found = []
+    for verb, limit, least in (
+        ("pack", "memcpy", 0.9),
+        ("unpack", "memcpy", 0.9),
+        ("dequantize", "memset", 0.85),
+    ):
+        ending = f"/{tier} to {limit}"
+        values = {
+            f"{key.split('/')[1]} bits": ratio["median"]
+            for key, ratio in largest["ratios"].items()
+            if key.startswith(f"{verb}/") and key.endswith(ending)
+        }
+        words = f"{verb}: {tier} over {limit}, {largest['name']} codes"
+        wanted = f"at least {least}x"
+        found.append(_judged(words, wanted, values, min, partial(operator.le, least), "{:.2f}x"))
+    return found
 
 
 def _speed(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import goals
+from reach import Goal, bitpack_goals, goals
 
 __all__ = ["page"]
 
@@ -52,8 +52,7 @@ def _codec(record: Record) -> Iterable[str]:
         absent = ", ".join(f"{each['name']} ({each['why']})" for each in record["absent"])
         yield f"Absent: {absent}.\n"
     yield "### What was to be reached\n"
-    rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in goals(record)]
-    yield _table(("goal", "wanted", "found", ""), rows)
+    yield _goal_table(goals(record))
     yield "### Streams\n"
     yield _table(
         ("stream", "what", "tensors", "symbols", "order-0 bits"),
@@ -83,6 +82,35 @@ def _codec(record: Record) -> Iterable[str]:
         yield _artifact(record["artifact"])
 
 
+def _bitpack(record: Record) -> Iterable[str]:
+    """Bit-packing on one machine; a row a task, a column a size."""
+    yield f"## Bit-packing on {record['fingerprint']['cpu']['name']}\n"
+    yield _provenance(record)
+    yield _goal_table(bitpack_goals(record))
+    yield (
+        "Millions of codes a second on one thread, and the share of memcpy, or of memset for "
+        "float32 output; task / bits / by whom:\n"
+    )
+    sizes = record["sizes"]
+    limits = {"pack": "memcpy", "unpack": "memcpy", "dequantize": "memset"}
+
+    def cell(size: Record, task: str) -> str:
+        if task not in size["results"]:
+            return ""
+        rate = _digits(size["results"][task]["cpu_msymbols_per_second"])
+        share = size["ratios"].get(f"{task} to {limits.get(task.partition('/')[0])}")
+        return f"{rate} ({share['median']:.2f}x)" if share else rate
+
+    tasks = dict.fromkeys(task for size in sizes for task in size["results"])
+    rows = [(task, *(cell(size, task) for size in sizes)) for task in tasks]
+    yield _table(("task", *(f"{size['name']} codes" for size in sizes)), rows)
+
+
+def _goal_table(found: Iterable[Goal]) -> str:
+    rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in found]
+    return _table(("goal", "wanted", "found", ""), rows)
+
+
 def _provenance(record: Record) -> str:
     machine = record["fingerprint"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
@@ -91,8 +119,7 @@ def _provenance(record: Record) -> str:
         f"{machine['cpu']['family']} model {machine['cpu']['model']}, {machine['processors']} "
         f"processors, kernels {', '.join(machine['tiers'])}; {', '.join(machine['compiler'])}; "
         f"Python {machine['python']}, {packages}. Medians of {record['settings']['rounds']} "
-        f"interleaved rounds; {record['settings']['one_thread']}; "
-        f"{record['settings']['buffers']}.\n"
+        f"interleaved rounds, pinned to one processor; {record['settings']['buffers']}.\n"
     )
 
 
@@ -163,7 +190,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {"codec": _codec}
+TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
+    "bitpack": _bitpack,
+    "codec": _codec,
+}
 """Sections by topic, the first part of a record's name."""
 
 
