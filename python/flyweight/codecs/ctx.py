@@ -16,18 +16,16 @@ from flyweight.codecs.ctx_fit import escape, fit_family, table_counts
 from flyweight.codecs.ctx_tables import PROB_BITS, ShapeFamily, family_freqs, read_family
 from flyweight.errors import CorruptStreamError
 from flyweight.kernels.rans import histogram, rans_decode, rans_encode
-from flyweight.typing import Symbols
+from flyweight.typing import Symbols, Words
 
 __all__ = ["CtxCodec"]
 
 MODE_CLASSES = 3
-PARTS = 4
-"""Row map, column map, mean map, escaped symbols."""
+MAPS = 3
+"""Of rows, of columns, and of the means of columns."""
 MAX_VARINT_BYTES = 9
 MAX_LOG_WAYS = 6
-SYMBOLS_PER_WAY = 1 << 14
-DENSE_WAYS = 32
-LARGE_PLANE = 1 << 21
+SYMBOLS_PER_WAY = 1 << 11
 MAX_ALPHABET = 255
 """One symbol is kept for the escape."""
 MIN_SAVED_BITS = 256.0
@@ -70,8 +68,8 @@ class CtxCodec:
         if not len(view) or view[0] >> 6 != MODE_CLASSES:
             return AnsCodec.overhead_bytes(view, alphabet_size=alphabet_size)
         _, taken = read_family(view[1:], alphabet_size=alphabet_size)
-        (*_, escaped), payload = _split_parts(view[1 + taken :], PARTS)
-        return len(view) - len(escaped) - len(payload)
+        _, rest = _split_parts(view[1 + taken :])
+        return len(view) - len(rest)
 
 
 def _plan(symbols: Symbols, spec: PlaneSpec) -> ClassPlan | None:
@@ -91,11 +89,12 @@ def _encode_classes(symbols: Symbols, spec: PlaneSpec, plan: ClassPlan) -> bytes
     family = fit_family(plan.family, table_counts(matrix, rows, cols, shape))
     freqs = family_freqs(family, alphabet_size=spec.alphabet_size)
     coded, escaped = escape(matrix, rows, cols, freqs)
-    log_ways = _choose_log_ways(spec.count)
+    log_ways = min((max(spec.count // SYMBOLS_PER_WAY, 1)).bit_length() - 1, MAX_LOG_WAYS)
     header = (PROB_BITS - 8) | log_ways << 3 | MODE_CLASSES << 6
     maps = [(plan.rows, family.deviations), (plan.columns, family.deviations)]
     maps += [(plan.column_means, len(family.means)), (escaped, spec.alphabet_size)]
     parts = [AnsCodec().encode(m, PlaneSpec(m.size, n, m.size)) if m.size else b"" for m, n in maps]
+    hidden, rest = _hide(parts[-1], ways=1 << log_ways)
     payload = rans_encode(
         coded,
         freqs,
@@ -103,9 +102,11 @@ def _encode_classes(symbols: Symbols, spec: PlaneSpec, plan: ClassPlan) -> bytes
         ways=1 << log_ways,
         row_classes=rows,
         col_classes=cols,
+        hidden=hidden,
     )
+    sized = [_put_size(len(part)) + part for part in parts[:-1]]
     head = bytes([header]) + family.to_bytes()
-    return b"".join([head, *(_put_size(len(part)) + part for part in parts), payload])
+    return b"".join([head, *sized, _put_size(len(parts[-1])), rest, payload])
 
 
 def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
@@ -118,7 +119,10 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
             f"ctx: no classes of {spec.count} symbols of an alphabet of {spec.alphabet_size}"
         )
     family, taken = read_family(view[1:], alphabet_size=spec.alphabet_size)
-    (*maps, escaped), payload = _split_parts(view[1 + taken :], PARTS)
+    maps, view = _split_parts(view[1 + taken :])
+    escaped_size, view = _take_size(view)
+    behind = max(escaped_size - (2 << log_ways), 0)
+    rest, payload = view[:behind], view[behind:]
     sizes = (spec.count // spec.columns, spec.columns, spec.columns)
     alphabets = (family.deviations, family.deviations, len(family.means))
     row_map, col_map, mean_map = (
@@ -126,6 +130,7 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
         for part, size, alphabet in zip(maps, sizes, alphabets, strict=True)
     )
     rows, cols = _tables_of_lines(row_map, col_map, mean_map, family)
+    hidden = np.zeros(1 << log_ways, dtype=np.uint16)
     symbols = rans_decode(
         payload,
         family_freqs(family, alphabet_size=spec.alphabet_size),
@@ -134,7 +139,9 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
         ways=1 << log_ways,
         row_classes=rows,
         col_classes=cols,
+        hidden=hidden,
     )
+    escaped = _unhide(hidden, rest, escaped_size)
     escapes = np.flatnonzero(symbols == spec.alphabet_size)
     if escapes.size:
         escape_spec = PlaneSpec(escapes.size, spec.alphabet_size, escapes.size)
@@ -142,16 +149,6 @@ def _decode_classes(view: memoryview, spec: PlaneSpec) -> Symbols:
     elif len(escaped):
         raise CorruptStreamError(f"ctx: {len(escaped)} bytes of escaped symbols, but no escape")
     return symbols
-
-
-def _choose_log_ways(count: int) -> int:
-    """Log2 of the ways: more where decoding speed pays for their three bytes each."""
-    if count >= LARGE_PLANE:
-        return MAX_LOG_WAYS
-    ways = 1
-    while ways < DENSE_WAYS and ways * SYMBOLS_PER_WAY < count:
-        ways *= 2
-    return ways.bit_length() - 1
 
 
 def _tables_of_lines(
@@ -183,10 +180,25 @@ def _take_size(view: memoryview) -> tuple[int, memoryview]:
     raise CorruptStreamError(f"ctx: {bytes(view[:MAX_VARINT_BYTES]).hex(' ')} is no size")
 
 
-def _split_parts(view: memoryview, count: int) -> tuple[list[memoryview], memoryview]:
-    """The next ``count`` parts, each behind its size, and what is left."""
+def _hide(stream: bytes, *, ways: int) -> tuple[Words, bytes]:
+    """What of a stream the states of the payload carry along for free, and the rest."""
+    fitting = stream[: 2 * ways].ljust(2 * ways, b"\0")
+    return np.frombuffer(fitting, dtype="<u2").astype(np.uint16), stream[2 * ways :]
+
+
+def _unhide(hidden: Words, rest: memoryview, size: int) -> bytes:
+    """Inverse of :func:`_hide`."""
+    fitting = hidden.astype("<u2").tobytes()
+    stream = fitting[:size] + bytes(rest)
+    if len(stream) != size or any(fitting[size:]):
+        raise CorruptStreamError(f"ctx: the escaped symbols are not {size} bytes")
+    return stream
+
+
+def _split_parts(view: memoryview) -> tuple[list[memoryview], memoryview]:
+    """The maps, each behind its size, and what is left."""
     parts = []
-    for number in range(count):
+    for number in range(MAPS):
         size, view = _take_size(view)
         if size > len(view):
             raise CorruptStreamError(f"ctx: part {number} has {size} bytes, {len(view)} are left")

@@ -412,25 +412,21 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
     state, at = np.stack(lanes).astype(np.uint64), starts[:-1] - 1
     if (state < 1 << 16).any():
         raise FlyError("an ANS stream is damaged: a state is below 2^16")
-    which = (
-        np.zeros((steps[0], len(jobs), ways), np.uint8) if jobs[0].contexts is not None else None
-    )
-    for k, job in enumerate(jobs):
-        if which is not None and job.contexts is not None:
-            padding = np.zeros(steps[k] * ways - counts[k], np.uint8)
-            which[: steps[k], k] = np.append(job.contexts, padding).reshape(-1, ways)
     finals, ends = [*state], [int(start[0]) for start in starts[:-1]]
     parts: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
     begin = 0
     for end in sorted({*steps.tolist()} - {0}):  # where the shortest of the live streams ends
         live = int(np.count_nonzero(steps > begin))
         state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
-        out = np.empty((end - begin, live, ways), dtype=np.uint8)
-        for step, row in enumerate(out, begin):
+        out = np.zeros((end - begin, live, ways), dtype=np.uint8)
+        for k, job in enumerate(jobs[:live]):  # tables first, then the symbols in their place
+            if job.contexts is not None:
+                out[:, k] = np.resize(job.contexts, (steps[k], ways))[begin:end]
+        for row in out:
             earlier = state
             slot = (state & mask) + base
-            if which is not None:
-                slot += which[step, :live].astype(np.uint64) << bits
+            if jobs[0].contexts is not None:
+                slot += row.astype(np.uint64) << bits
             entry = table.take(slot)
             row[:] = entry
             state = (entry >> 32) * (state >> bits) + (entry >> 8 & 0xFFFF)
@@ -450,24 +446,30 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
         symbols = np.concatenate([*parts[k], np.zeros(0, np.uint8)])[: job.symbols]
         side = np.append(finals[k] & 0xFFFF, word[ends[k] : starts[k + 1, 0]])
         is_done = (finals[k] >> 16 == 1).all() and ends[k] <= starts[k + 1, 0]
-        if not is_done or (job.tail is None and (side.any() or len(side) > ways)):
+        if not is_done or (job.tail is None and len(side) > ways):
             raise FlyError("an ANS stream is damaged: it does not end where it should")
-        decoded.append(symbols if job.tail is None else decode_side(job, symbols, side))
+        if job.tail is not None:
+            symbols = decode_side(job, symbols, side)
+        elif job.contexts is not None:  # with the bytes that are hidden in the states
+            symbols = np.append(symbols, side.astype("<u2").view(np.uint8))
+        elif side.any():
+            raise FlyError("an ANS stream is damaged: its states do not end where they should")
+        decoded.append(symbols)
     return decoded
 
 
 def decode_classes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
     """Symbols of streams with tables by row and column; see "CTX" in docs/format.md."""
-    jobs, maps, escaped = list[AnsJob](), list[FlyPlane](), list[bytes]()
+    jobs, maps, escaped = list[AnsJob](), list[FlyPlane](), list[tuple[int, bytes]]()
     for index, (_, stream, count, alphabet, columns) in enumerate(planes):
         freqs, at = class_tables(stream, alphabet)
         reader = FlyReader(stream, at)
-        row_map, col_map, mean_map, rare = (reader.take(reader.varint()) for _ in range(4))
+        row_map, col_map, mean_map = (reader.take(reader.varint()) for _ in range(3))
+        ways, size = 1 << (stream[0] >> 3 & 7), reader.varint()
         rows, means = count // columns, stream[2]
         maps += [(1, row_map, rows, stream[1], rows), (1, col_map, columns, stream[1], columns)]
         maps += [(1, mean_map, columns, means, columns)]
-        escaped.append(rare)
-        ways = 1 << (stream[0] >> 3 & 7)
+        escaped.append((size, reader.take(max(size - 2 * ways, 0))))
         jobs.append(AnsJob(index, count, ways, 12, freqs, stream[reader.at :]))
     lines = iter(decode_planes(maps))
     for index, job in enumerate(jobs):
@@ -476,8 +478,13 @@ def decode_classes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
         tables = np.minimum(np.add.outer(row, col), len(job.freqs) - 1).ravel()
         jobs[index] = job._replace(contexts=tables)
     out = [symbols for _, symbols in sorted(run_jobs(jobs), key=lambda pair: pair[0])]
-    for (_, _, _, alphabet, _), symbols, rare in zip(planes, out, escaped, strict=True):
+    for index, ((_, _, count, alphabet, _), (size, rest)) in enumerate(
+        zip(planes, escaped, strict=True)
+    ):
+        symbols, hidden = np.split(out[index], [count])
+        rare = hidden.tobytes()[:size] + rest
         places = np.flatnonzero(symbols == alphabet)
+        out[index] = symbols
         if len(places):
             symbols[places] = decode_planes([(1, rare, len(places), alphabet, len(places))])[0]
         elif rare:
