@@ -212,6 +212,19 @@ Side encode_side(std::span<const std::uint8_t> symbols, const SplitTables& table
   return {writer.finish(), tail};
 }
 
+// And which symbol has each slot.
+struct SlotTable {
+  SideTable side;
+  std::array<std::uint8_t, std::size_t{1} << kMaxProbBits> symbols;
+};
+
+void fill_slot_table(std::span<const std::uint16_t> freqs, SlotTable& table) {
+  table.side = make_side_table(freqs);
+  for (std::size_t s = 0; s < freqs.size(); ++s) {
+    std::memset(table.symbols.data() + table.side.cums[s], static_cast<int>(s), freqs[s]);
+  }
+}
+
 class SideReader {
  public:
   SideReader(std::span<const std::uint16_t> words, unsigned prob_bits)
@@ -224,16 +237,13 @@ class SideReader {
     }
   }
 
-  std::uint8_t pop(const SideTable& table) {
+  std::uint8_t pop(const SlotTable& table) {
     const std::uint32_t slot = state_ & ((std::uint32_t{1} << prob_bits_) - 1);
-    const auto cums = std::span(table.cums).first(table.freqs.size());
-    // The last symbol that begins at or before the slot; those without slots begin where the next
-    // one does.
-    const auto symbol =
-        static_cast<std::size_t>(std::ranges::upper_bound(cums, slot) - cums.begin()) - 1;
-    state_ = table.freqs[symbol] * (state_ >> prob_bits_) + slot - cums[symbol];
+    const std::uint8_t symbol = table.symbols[slot];
+    const SideTable& side = table.side;
+    state_ = side.freqs[symbol] * (state_ >> prob_bits_) + slot - side.cums[symbol];
     if (state_ < kStateLower) state_ = state_ << kWordBits | take();
-    return static_cast<std::uint8_t>(symbol);
+    return symbol;
   }
 
   /// Throws unless everything was read, but for zeros in the room that the states have.
@@ -262,12 +272,13 @@ class SideReader {
 // Fills the tail, and puts the rare symbols in the place of the escapes.
 void decode_side(SideReader& reader, const SplitTables& tables, std::size_t tail,
                  std::span<std::uint8_t> symbols) {
-  const SideTable main_table = make_side_table(tables.freqs);
-  for (std::uint8_t& symbol : symbols.last(tail)) symbol = reader.pop(main_table);
+  SlotTable table;
+  fill_slot_table(tables.freqs, table);
+  for (std::uint8_t& symbol : symbols.last(tail)) symbol = reader.pop(table);
   if (!tables.has_rare()) return;
-  const SideTable rare_table = make_side_table(tables.rare_freqs);
+  fill_slot_table(tables.rare_freqs, table);
   for_each_position(symbols, tables.escape,
-                    [&](std::size_t at) { symbols[at] = reader.pop(rare_table); });
+                    [&](std::size_t at) { symbols[at] = reader.pop(table); });
 }
 
 std::vector<std::uint16_t> words_behind(std::span<const std::byte> rest) {
