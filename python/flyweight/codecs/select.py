@@ -159,7 +159,8 @@ def _layouts(array: AnyArray, alphabet_size: int, is_pruned: bool) -> list[int]:
     is_float = array.dtype.kind in "fV"
     if is_pruned and array.nbytes > LARGE_ARRAY:
         return [FLOAT_PLANES if is_float else BYTE_PLANES]
-    return layouts if is_float else [layout for layout in layouts if layout != FLOAT_PLANES]
+    # Planes first: mostly they win, and then slow codecs need not see the plain bytes.
+    return [BYTE_PLANES, FLOAT_PLANES, PLAIN] if is_float else [BYTE_PLANES, PLAIN]
 
 
 def _fitting(trials: list[Trial], layout: int, codec: str, looks: Looks | None) -> list[Trial]:
