@@ -131,6 +131,7 @@ def pack(
     metadata: Mapping[str, str] | None = None,
     codec: str = "auto",
     effort: Effort = "default",
+    threads: int | None = None,
 ) -> bytes:
     """A whole checkpoint as the bytes of a .fly file.
 
@@ -143,6 +144,7 @@ def pack(
     config : numbered fields of the model's config
     metadata : text pairs; their bytes count
     codec, effort : see :func:`flyweight.codecs.select.select`
+    threads : tensors coded at once; None means one per processor. The bytes do not depend on it
 
     Examples
     --------
@@ -158,20 +160,27 @@ def pack(
         }
     else:
         stored, _ = quantize(tensors, QuantConfig.uniform(bits), hessians=hessians)
-    return write_container(stored, config=config, metadata=metadata, codec=codec, effort=effort)[0]
+    return write_container(
+        stored, config=config, metadata=metadata, codec=codec, effort=effort, threads=threads
+    )[0]
 
 
-def unpack(source: str | os.PathLike[str] | bytes) -> dict[str, AnyArray]:
+def unpack(
+    source: str | os.PathLike[str] | bytes, *, threads: int | None = None
+) -> dict[str, AnyArray]:
     """All tensors of a .fly file, in their own shapes and dtypes.
+
+    Parameters
+    ----------
+    source : path, or the bytes of the file
+    threads : tensors decoded at once; None means one per processor
 
     Raises
     ------
     CorruptStreamError
         The file is damaged; the message names the tensor.
     """
-    file = open(source)
-    file.verify()
-    return {name: file[name] for name in file}
+    return open(source).load_all(threads=threads)
 
 
 def save_stored(path: str | os.PathLike[str], stored: Mapping[str, Stored]) -> None:

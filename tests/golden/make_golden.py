@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from flyweight.codecs.codec import PlaneSpec, codec_by_name
+from flyweight.codecs.layout import FLOAT_PLANES
 from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.interop import write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
@@ -92,6 +94,37 @@ def example() -> dict[str, Stored]:
     }
 
 
+FRACTION_BITS = {np.float16: 10, ml_dtypes.bfloat16: 7, np.float32: 23, np.float64: 52}
+
+
+def floats() -> dict[str, Stored]:
+    """Floats of every width with two exponents, free fractions and signs, and special values."""
+    tensors: dict[str, Stored] = {}
+    for dtype, fraction in FRACTION_BITS.items():
+        kind = np.dtype(dtype)
+        top = 8 * kind.itemsize - 1
+        bits = np.random.Generator(np.random.PCG64(11)).integers(0, 1 << 63, 504, dtype=np.uint64)
+        signs = (bits & np.uint64(1)) << np.uint64(top)
+        free = bits >> np.uint64(63 - min(fraction, 7)) << np.uint64(max(fraction - 10, 0))
+        exponents = np.where(bits >> np.uint64(1) & np.uint64(3) > 0, 15, 16).astype(np.uint64)
+        words = signs | exponents << np.uint64(fraction) | free
+        # Zeros, the smallest and largest numbers, infinities and NaNs with payloads.
+        special = [0, 1, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF, 0x8000, 0xFFFF]
+        words = np.append(words, np.array(special, dtype=np.uint64) << np.uint64(top - 15))
+        values = words.astype(f"<u{kind.itemsize}").view(kind).reshape(16, 32)
+        tensors[kind.name] = PlainTensor(values=values, dtype=kind)
+    return tensors
+
+
+def write_floats(folder: Path) -> None:
+    """The files of layout 4, which came after the others."""
+    data, choices = write_container(floats())
+    assert {choice["data"].layout for choice in choices.values()} == {FLOAT_PLANES}
+    (folder / "floats.fly").write_bytes(data)
+    values = {name: tensor.values for name, tensor in floats().items()}
+    write_safetensors(folder / "floats.safetensors", values)
+
+
 def main(folder: Path) -> None:
     """Write every frozen file."""
     folder.mkdir(parents=True)
@@ -130,3 +163,4 @@ def write_classes(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    write_floats(Path(sys.argv[1]))

@@ -8,12 +8,18 @@ from typing import Any
 
 import click
 
-__all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table"]
+__all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table", "threads_option"]
 
 SCHEMA = 1
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Tensors at once; one per processor by default. Never changes the bytes.",
 )
 
 

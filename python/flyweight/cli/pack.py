@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from flyweight.artifact import pack
-from flyweight.cli.output import emit, json_option
+from flyweight.cli.output import emit, json_option, threads_option
 from flyweight.codecs.codec import codec_names
 from flyweight.format.inspect import inspect
 from flyweight.interop import atomic_write, read_safetensors
@@ -39,6 +39,7 @@ __all__ = ["command"]
     type=click.Choice(["default", "max"]),
     help="How many candidates are tried.",
 )
+@threads_option
 @json_option
 def command(
     model: Path,
@@ -48,6 +49,7 @@ def command(
     hessians: Path | None,
     codec: str,
     effort: str,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Any safetensors checkpoint to a .fly file, without calibration or with Hessians."""
@@ -59,6 +61,7 @@ def command(
         hessians=read_safetensors(hessians)[0] if hessians else None,
         codec=codec,
         effort="max" if effort == "max" else "default",
+        threads=threads,
     )
     atomic_write(out, data)
     before = sum(array.nbytes for array in tensors.values())

@@ -2,12 +2,14 @@
 
 A layout turns one array into one or more planes; each plane is a flat run of symbols that a codec
 takes. Codes enter as symbols (code - lo) with the alphabet of their grid; every other array enters
-as the little-endian bytes of its elements.
+as the little-endian bytes of its elements. Rotated by one bit, floats are exponent, mantissa and
+sign in this order, so that the last byte plane of bfloat16 and float32 is the exponent alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +31,13 @@ PLAIN = 0
 TRANSPOSED = 1
 BYTE_PLANES = 2
 PACKED = 3
+FLOAT_PLANES = 4
 LAYOUT_NAMES = {
     PLAIN: "plain",
     TRANSPOSED: "transposed",
     BYTE_PLANES: "byte-planes",
     PACKED: "packed",
+    FLOAT_PLANES: "float-planes",
 }
 
 
@@ -49,7 +53,7 @@ class Plane:
 def applicable_layouts(itemsize: int, alphabet_size: int) -> list[int]:
     """Ids of the layouts that fit elements of ``itemsize`` bytes over such an alphabet."""
     if itemsize > 1:
-        return [PLAIN, BYTE_PLANES]
+        return [PLAIN, BYTE_PLANES, FLOAT_PLANES]
     return [PLAIN, TRANSPOSED, PACKED] if 2 <= alphabet_size <= 128 else [PLAIN, TRANSPOSED]
 
 
@@ -77,7 +81,7 @@ def plane_specs(
         )
     rows, cols = shape
     count = rows * cols
-    if layout == BYTE_PLANES:
+    if layout in (BYTE_PLANES, FLOAT_PLANES):
         return [PlaneSpec(count, 256, cols)] * itemsize
     if layout == PACKED:
         size = packed_size(count, bits=_width(alphabet_size))
@@ -90,8 +94,12 @@ def split_planes(layout: int, array: AnyArray, alphabet_size: int) -> list[Plane
     """Planes of a 2-D array; see :func:`join_planes` for the way back."""
     specs = plane_specs(layout, _shape_2d(array), array.dtype.itemsize, alphabet_size)
     if layout == BYTE_PLANES:
-        raw = _as_bytes(array).reshape(array.size, array.dtype.itemsize)
-        planes = [np.ascontiguousarray(raw[:, k]) for k in range(array.dtype.itemsize)]
+        planes = _split_bytes(_as_bytes(array), array.dtype.itemsize)
+    elif layout == FLOAT_PLANES:
+        word = _word(array.dtype)
+        words = _as_bytes(array).view(word)
+        rotated = words << word.type(1) | words >> word.type(8 * word.itemsize - 1)
+        planes = _split_bytes(rotated.view(np.uint8), word.itemsize)
     elif layout == TRANSPOSED:
         planes = [_as_bytes(array.T)]
     elif layout == PACKED:
@@ -110,7 +118,12 @@ def join_planes(
 ) -> AnyArray:
     """The (rows, cols) array whose planes these are."""
     if layout == BYTE_PLANES:
-        return np.stack(planes, axis=1).view(dtype).reshape(shape)
+        return _join_bytes(planes).view(dtype).reshape(shape)
+    if layout == FLOAT_PLANES:
+        word = _word(dtype)
+        rotated = _join_bytes(planes).view(word)
+        words: AnyArray = rotated >> word.type(1) | rotated << word.type(8 * word.itemsize - 1)
+        return words.view(dtype).reshape(shape)
     if layout == TRANSPOSED:
         return np.ascontiguousarray(planes[0].view(dtype).reshape(shape[1], shape[0]).T)
     if layout == PACKED:
@@ -119,6 +132,23 @@ def join_planes(
         check_alphabet(unpacked, alphabet_size=alphabet_size, name="packed")
         return unpacked.view(dtype).reshape(shape)
     return planes[0].view(dtype).reshape(shape)
+
+
+def _split_bytes(raw: Symbols, itemsize: int) -> list[Symbols]:
+    matrix = raw.reshape(-1, itemsize)
+    return [np.ascontiguousarray(matrix[:, k]) for k in range(itemsize)]
+
+
+def _join_bytes(planes: list[Symbols]) -> Symbols:
+    raw = np.empty((planes[0].size, len(planes)), dtype=np.uint8)
+    for k, plane in enumerate(planes):
+        raw[:, k] = plane
+    return raw.reshape(-1)
+
+
+def _word(dtype: np.dtype[np.generic]) -> np.dtype[np.unsignedinteger[Any]]:
+    """The unsigned integer of the same size."""
+    return np.dtype(f"<u{dtype.itemsize}")
 
 
 def _width(alphabet_size: int) -> int:

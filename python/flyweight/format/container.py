@@ -30,6 +30,7 @@ from flyweight.format.header import (
     write_directory,
 )
 from flyweight.format.wire import FieldValue, read_fields, read_pairs, write_fields, write_pairs
+from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.grid import QuantizedTensor, from_float32, matrix_shape
 from flyweight.typing import AnyArray
 
@@ -61,6 +62,7 @@ def write_container(
     metadata: Mapping[str, str] | None = None,
     codec: str = "auto",
     effort: Effort = "default",
+    threads: int | None = None,
 ) -> tuple[bytes, dict[str, dict[str, Choice]]]:
     """Bytes of a .fly file, and what was tried for each array.
 
@@ -70,6 +72,7 @@ def write_container(
     config : numbered fields of the model's config
     metadata : text pairs; their bytes count
     codec, effort : see :func:`flyweight.codecs.select.select`
+    threads : tensors coded at once; None means one per processor
 
     Returns
     -------
@@ -78,15 +81,19 @@ def write_container(
 
     Notes
     -----
-    The same input gives the same bytes with the same versions of the codec libraries.
+    The same input gives the same bytes with the same versions of the codec libraries, whatever the
+    number of threads.
     """
-    sections = []
-    bodies = []
-    choices: dict[str, dict[str, Choice]] = {}
-    for name in sorted(tensors, key=lambda text: text.encode("utf-8")):
-        section, body, choices[name] = _code(name, tensors[name], codec, effort)
-        sections.append(section)
-        bodies.append(body)
+    names = sorted(tensors, key=lambda text: text.encode("utf-8"))
+    coded = map_parallel(
+        lambda name: _code(name, tensors[name], codec, effort),
+        names,
+        sizes=[_size(tensors[name]) for name in names],
+        threads=threads,
+    )
+    sections = [section for section, _, _ in coded]
+    bodies = [body for _, body, _ in coded]
+    choices = {name: choice for name, (_, _, choice) in zip(names, coded, strict=True)}
     extras = [write_fields(config or {}), write_pairs(metadata or {})]
     entries = [(len(raw), zlib.crc32(raw)) if raw else None for raw in extras]
     directory = write_directory(
@@ -199,8 +206,12 @@ class FlyFile:
         start = self._start + (self.directory.config[0] if self.directory.config else 0)
         return read_pairs(self._section(start, *entry, "metadata"))
 
-    def verify(self) -> None:
-        """Check every section and the whole file.
+    def load_all(self, *, threads: int | None = None) -> dict[str, AnyArray]:
+        """All tensors in their own shapes and dtypes, checked like :meth:`verify`.
+
+        Parameters
+        ----------
+        threads : tensors decoded at once; None means one per processor
 
         Raises
         ------
@@ -209,8 +220,35 @@ class FlyFile:
         """
         self.config()
         self.metadata()
-        for name in self.sections:
-            self.stored(name)
+        names = list(self.sections)
+        sizes = [self.sections[name].elements for name in names]
+        arrays = map_parallel(self.__getitem__, names, sizes=sizes, threads=threads)
+        self._check_file()
+        return dict(zip(names, arrays, strict=True))
+
+    def verify(self, *, threads: int | None = None) -> None:
+        """Check every section and the whole file.
+
+        Parameters
+        ----------
+        threads : as for :meth:`load_all`
+
+        Raises
+        ------
+        CorruptStreamError
+            The message names the damaged tensor, or says that none is.
+        """
+        self.config()
+        self.metadata()
+        names = list(self.sections)
+        sizes = [self.sections[name].elements for name in names]
+        map_parallel(self._check_section, names, sizes=sizes, threads=threads)
+        self._check_file()
+
+    def _check_section(self, name: str) -> None:
+        self.stored(name)
+
+    def _check_file(self) -> None:
         expected = TRAILER.unpack(self._data[-TRAILER.size :])[0]
         found = zlib.crc32(self._data[: -TRAILER.size])
         if found != expected:
@@ -274,6 +312,10 @@ def _read_head(data: memoryview) -> tuple[Directory, int]:
     if len(data) != expected:
         raise CorruptStreamError(f"the file has {len(data)} bytes, its directory says {expected}")
     return directory, start
+
+
+def _size(tensor: Stored) -> int:
+    return (tensor.codes if isinstance(tensor, QuantizedTensor) else tensor.values).nbytes
 
 
 def _code(

@@ -96,6 +96,11 @@ class Section:
     """CRC-32 of the section's bytes."""
 
     @property
+    def elements(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
     def length(self) -> int:
         """Bytes of the section."""
         return sum(part.length for part in self.parts)

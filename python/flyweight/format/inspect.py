@@ -14,6 +14,7 @@ from flyweight.codecs.layout import LAYOUT_NAMES
 from flyweight.codecs.select import Candidate, Effort, select
 from flyweight.format.container import TRAILER, FlyFile, open  # noqa: A004
 from flyweight.format.header import Part, Section
+from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.grid import QuantizedTensor
 from flyweight.typing import AnyArray
 
@@ -89,7 +90,8 @@ def inspect(
     Parameters
     ----------
     source : path, bytes, or a file already open
-    with_candidates : code every array with every candidate again, to show what lost
+    with_candidates : code every array with every candidate again, to show what lost, those that
+        packing left out included
     effort : which candidates; see :func:`flyweight.codecs.select.select`
 
     Raises
@@ -99,9 +101,11 @@ def inspect(
     """
     file = source if isinstance(source, FlyFile) else open(source)
     file.verify()
-    sections = tuple(
-        _section(file, section, effort if with_candidates else None)
-        for section in file.directory.sections
+    sections = map_parallel(
+        lambda section: _section(file, section, effort if with_candidates else None),
+        file.directory.sections,
+        sizes=[section.elements for section in file.directory.sections],
+        threads=None,
     )
     by_class = dict.fromkeys(("codes", "scales", "float", "tables"), 0)
     for section in sections:
@@ -113,7 +117,7 @@ def inspect(
     by_class["config"] = directory.config[0] if directory.config else 0
     by_class["metadata"] = directory.metadata[0] if directory.metadata else 0
     by_class["directory"] = file.body_offset + TRAILER.size
-    return FileReport(total_bytes=file.total_bytes, by_class=by_class, sections=sections)
+    return FileReport(total_bytes=file.total_bytes, by_class=by_class, sections=tuple(sections))
 
 
 def _section(file: FlyFile, section: Section, effort: Effort | None) -> SectionReport:
@@ -157,7 +161,8 @@ def _part(part: Part, body: memoryview, array: AnyArray, effort: Effort | None) 
         offset += length
     candidates: tuple[Candidate, ...] = ()
     if effort is not None:
-        candidates = select(array, alphabet_size=part.alphabet_size, effort=effort).candidates
+        choice = select(array, alphabet_size=part.alphabet_size, effort=effort, is_pruned=False)
+        candidates = choice.candidates
     return PartReport(
         role=part.role,
         elements=array.size,

@@ -44,14 +44,17 @@ class FlyPart(NamedTuple):
         if self.layout == 3:
             size = -(-rows * cols * (self.alphabet - 1).bit_length() // 8)
             return size, 256, size
-        itemsize = 1 if self.layout == 2 else np.dtype(FLY_DTYPES[self.dtype]).itemsize
+        itemsize = np.dtype(FLY_DTYPES[self.dtype]).itemsize if self.layout < 2 else 1
         return rows * cols * itemsize, self.alphabet, rows if self.layout == 1 else cols * itemsize
 
     def join(self, planes: list[NDArray[np.uint8]]) -> NDArray[Any]:
         """The array of its planes; see "Layouts" in docs/format.md."""
         dtype = np.dtype(FLY_DTYPES[self.dtype])
-        if self.layout == 2:
-            return np.stack(planes, axis=1).view(dtype).reshape(self.shape)
+        if self.layout in (2, 4):
+            raw = np.stack(planes, axis=1).view(f"<u{len(planes)}")
+            if self.layout == 4:
+                raw = raw >> 1 | raw << 8 * len(planes) - 1
+            return raw.view(dtype).reshape(self.shape)
         symbols = planes[0]
         if self.layout == 1:
             return symbols.view(dtype).reshape(self.shape[::-1]).T
@@ -138,9 +141,9 @@ class FlyReader:
         parts = []
         for part in wanted:
             layout = self.take(1)[0]
-            if layout > 3:
+            if layout > 4:
                 raise FlyError(f"layout id {layout} is not known")
-            planes = np.dtype(FLY_DTYPES[part[0]]).itemsize if layout == 2 else 1
+            planes = np.dtype(FLY_DTYPES[part[0]]).itemsize if layout in (2, 4) else 1
             streams = [(self.take(1)[0], self.varint()) for _ in range(planes)]
             parts.append(FlyPart(*part, layout, streams))
         self.take(4)  # the section's checksum; the whole file's was checked
