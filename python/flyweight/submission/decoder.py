@@ -300,6 +300,8 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
     """See "ANS" and "Frequency tables" in docs/format.md."""
     bits = int.from_bytes(stream[1 : 2 + 4 * alphabet], "little")
     at = 0
+    if stream[0] >> 6 == 3 or stream[0] >> 3 & 7 == 7:
+        raise FlyError(f"an ANS stream with header {stream[0]:#x} is not defined")
 
     def take(width: int) -> int:
         nonlocal at
@@ -355,7 +357,8 @@ def decode_side(
     if job.rare.any():
         for at in np.flatnonzero(symbols == (job.rare > 0).argmax()).tolist():
             symbols[at] = pop(*tables[1])
-    if state != 1 << 16 or any(queue):
+    rest = list(queue)
+    if state != 1 << 16 or any(rest) or (rest and len(words) > job.ways):
         raise FlyError("an ANS stream is damaged: its side words do not end where they should")
     return symbols
 
