@@ -314,10 +314,12 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
         zeros = 0
         while not take(1):
             zeros += 1
-            if at > 8 * len(stream):
-                raise FlyError("a frequency table ends early")
+            if zeros > 5 or at > 8 * len(stream):
+                raise FlyError("a frequency table ends early or changes class by more than 16")
         gamma = (1 << zeros) + take(zeros)
         size_class += gamma // 2 * (1 if gamma % 2 else -1)
+        if not 0 <= size_class <= 16:
+            raise FlyError(f"a frequency table has class {size_class}")
         stored = min(size_class - 1, mantissa)
         if size_class:
             weights[symbol] = ((1 << stored) + take(stored)) << size_class - 1 - stored
