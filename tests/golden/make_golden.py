@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,8 @@ from flyweight.codecs.layout import FLOAT_PLANES
 from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.interop import write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
+from flyweight.reference import ans as reference_ans
+from flyweight.typing import Symbols
 
 
 def gaussian_codes(rows: int, cols: int, sigma: float, limit: int, seed: int) -> np.ndarray:
@@ -125,9 +128,95 @@ def write_floats(folder: Path) -> None:
     write_safetensors(folder / "floats.safetensors", values)
 
 
+def with_rare(values: np.ndarray, others: range, step: int) -> np.ndarray:
+    """One value in ``step`` replaced by the next of the others, which so become rare."""
+    places = np.arange(step // 2, values.size, step)
+    values = values.copy()
+    values[places] = np.resize(np.array(others, dtype=values.dtype), places.size)
+    return values
+
+
+def side_tensors() -> dict[str, Stored]:
+    """Tensors whose streams have four ways and a tail, or one way and rare symbols."""
+    narrow = gaussian_codes(30, 300, 0.3, 1, seed=12).ravel()
+    codes = {
+        "tail": gaussian_codes(50, 200, 2.41, 31, seed=11),
+        "rare": with_rare(narrow, range(2, 32), 449).reshape(30, 300),
+    }
+    return {
+        name: QuantizedTensor(
+            shape=matrix.shape,
+            dtype=np.dtype(np.float16),
+            grid=Grid(lo=-31, hi=31),
+            codes=matrix,
+            scales=(np.arange(1, len(matrix) + 1, dtype=np.float16) / 64)[:, None],
+        )
+        for name, matrix in codes.items()
+    }
+
+
+def side_streams() -> dict[str, tuple[Symbols, int | None]]:
+    """Symbols of streams, the first of mode 1, the others of mode 2, and how many ways to force.
+
+    The alphabet ends the name.
+    """
+    bell = (gaussian_codes(1, 10_000, 2.41, 31, seed=13).ravel() + 31).astype(np.uint8)
+    narrow = (gaussian_codes(1, 9_000, 0.3, 1, seed=14).ravel() + 1).astype(np.uint8)
+    return {
+        "table-3": (narrow[:500], None),
+        "tail-63": (bell, None),  # four ways
+        "rare-255": (with_rare(narrow, range(3, 255), 37), None),  # words at the end
+        "rare-tail-64-ways-63": (with_rare(bell[:9_001], range(60, 63), 3_000), 64),
+        "all-tail-64-ways-63": (bell[:40], 64),  # hidden words that are not needed
+    }
+
+
+def damaged(good: dict[str, bytes]) -> dict[str, bytes]:
+    """Streams that break one rule each; before the first dot is the stream they were made from."""
+    table, tail, rare, short = (
+        good[name] for name in ("table-3", "tail-63", "rare-255", "all-tail-64-ways-63")
+    )
+    at = len(short) - 4 * 64  # the states end the stream, the tail count is before them
+    return {
+        "rare-255.truncated-by-a-word": rare[:-2],
+        "rare-255.truncated-by-a-byte": rare[:-1],
+        "rare-255.word-too-many": rare + bytes(2),
+        "tail-63.word-too-many": tail + bytes(2),
+        "tail-63.truncated-by-a-word": tail[:-2],
+        "all-tail-64-ways-63.padding-not-zero": short[:-4] + b"\x01" + short[-3:],
+        "all-tail-64-ways-63.state-not-at-the-bound": short[:-2] + b"\x02" + short[-1:],
+        "all-tail-64-ways-63.tail-too-long": short[: at - 1] + bytes([41]) + short[at:],
+        "all-tail-64-ways-63.tail-too-short": short[: at - 1] + bytes([39]) + short[at:],
+        "all-tail-64-ways-63.side-state-below-the-bound": short[: at + 4]
+        + bytes(2)
+        + short[at + 6 :],
+        "table-3.mode-3": bytes([table[0] | 0xC0]) + table[1:],
+        "all-tail-64-ways-63.128-ways": bytes([short[0] | 0x38]) + short[1:],
+    }
+
+
+def write_side_words(folder: Path) -> None:
+    """Streams of mode 2, good and bad, and a file of them."""
+    good = {}
+    for name, (symbols, ways) in side_streams().items():
+        alphabet = int(name.rpartition("-")[2])
+        choose = reference_ans.choose_ways if ways is None else lambda _, ways=ways: ways
+        with patch.object(reference_ans, "choose_ways", choose):
+            good[name] = reference_ans.ans_encode(symbols, alphabet_size=alphabet)
+        (folder / f"{name}.symbols").write_bytes(symbols.tobytes())
+        (folder / f"{name}.ans").write_bytes(good[name])
+    for name, stream in damaged(good).items():
+        (folder / f"{name}.bad").write_bytes(stream)
+    stored = side_tensors()
+    (folder / "side-words.fly").write_bytes(write_container(stored, codec="ans")[0])
+    expected = {name: tensor.dequantize() for name, tensor in stored.items()}
+    write_safetensors(folder / "side-words.safetensors", expected)
+
+
 def main(folder: Path) -> None:
     """Write every frozen file."""
     folder.mkdir(parents=True)
+    write_side_words(folder)
     config = {1: 1024, 2: -3, 5: 0.5, 6: True, 7: False, 9: "byte", 12: (3, 4, 5)}
     for codec in ("auto", "store", "ans", "zstd", "brotli"):
         data, _ = write_container(

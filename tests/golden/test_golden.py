@@ -11,18 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flyweight
+from checks import BACKENDS
 from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.errors import CorruptStreamError, UnsupportedError
 from flyweight.format.inspect import inspect
 from flyweight.interop import read_safetensors
 from flyweight.kernels.dispatch import Backend, backend
-from flyweight.submission.decoder import decode_fly, decode_planes
+from flyweight.submission.decoder import FLY_DAMAGE, decode_fly, decode_planes
+from flyweight.typing import Symbols
 
 FOLDER = Path(__file__).parent
 VERSIONS = sorted(path for path in FOLDER.glob("v*") if path.is_dir())
 FILES = [path for version in VERSIONS for path in sorted(version.glob("all-*.fly"))]
+SIDE_FILES = [path for version in VERSIONS for path in sorted(version.glob("side-*.fly"))]
 STREAMS = [path for version in VERSIONS for path in sorted(version.glob("*.ans"))]
 CLASS_STREAMS = [path for version in VERSIONS for path in sorted(version.glob("*.ctx"))]
+BAD_STREAMS = [path for version in VERSIONS for path in sorted(version.glob("*.bad"))]
+MODE_SIDE = 2
 
 
 def by_name(path: Path) -> str:
@@ -31,11 +36,13 @@ def by_name(path: Path) -> str:
 
 def test_there_are_files() -> None:
     assert len(FILES) >= 5
-    assert len(STREAMS) >= 3
     assert len(CLASS_STREAMS) >= 1
+    assert len(SIDE_FILES) >= 1
+    assert len(STREAMS) >= 8
+    assert len(BAD_STREAMS) >= 12
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("kernels", BACKENDS)
 @pytest.mark.parametrize("path", FILES, ids=by_name)
 def test_the_reader_gives_the_same_bits(path: Path, kernels: Backend) -> None:
     expected, _ = read_safetensors(path.parent / "expected.safetensors")
@@ -63,19 +70,38 @@ def test_the_shipped_decoder_gives_the_same_bits(path: Path) -> None:
         assert np.ascontiguousarray(tensors[name]).tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("path", SIDE_FILES, ids=by_name)
+def test_files_with_side_words(path: Path, kernels: Backend) -> None:
+    expected, _ = read_safetensors(path.with_suffix(".safetensors"))
+    file = flyweight.open(path)
+    shipped, _ = decode_fly(path.read_bytes())
+    assert sorted(file) == sorted(shipped) == sorted(expected)
+    with backend(kernels):
+        file.verify()
+        for name, array in expected.items():
+            assert file.section_bytes(name)[0] >> 6 == MODE_SIDE
+            assert file[name].tobytes() == shipped[name].tobytes() == array.tobytes(), name
+
+
+def symbols_and_alphabet(path: Path) -> tuple[Symbols, int]:
+    """What a stream holds, or a damaged one held, whose name begins with that of the good one."""
+    name = path.name.partition(".")[0]
+    raw = (path.parent / f"{name}.symbols").read_bytes()
+    return np.frombuffer(raw, dtype=np.uint8), int(name.rpartition("-")[2])
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
 @pytest.mark.parametrize("path", STREAMS, ids=by_name)
 def test_streams(path: Path, kernels: Backend) -> None:
-    symbols = np.frombuffer(path.with_suffix(".symbols").read_bytes(), dtype=np.uint8)
-    alphabet = int(path.stem.rpartition("-")[2])
+    symbols, alphabet = symbols_and_alphabet(path)
+    spec = PlaneSpec(symbols.size, alphabet, symbols.size)
     with backend(kernels):
-        decoded = codec_by_name("ans").decode(
-            path.read_bytes(), PlaneSpec(symbols.size, alphabet, symbols.size)
-        )
+        decoded = codec_by_name("ans").decode(path.read_bytes(), spec)
     assert np.array_equal(decoded, symbols)
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("kernels", BACKENDS)
 @pytest.mark.parametrize("path", CLASS_STREAMS, ids=by_name)
 def test_streams_with_classes(path: Path, kernels: Backend) -> None:
     symbols = np.frombuffer(path.with_suffix(".symbols").read_bytes(), dtype=np.uint8)
@@ -104,6 +130,33 @@ def test_float_planes(kernels: Backend) -> None:
             assert np.array_equal((raw >> 16).astype(np.uint16), array.view(np.uint16))
         else:
             assert others[name].tobytes() == array.tobytes(), name
+
+
+def test_the_shipped_decoder_reads_the_streams() -> None:
+    """All at once, as it does with those of a file."""
+    held = [symbols_and_alphabet(path) for path in STREAMS]
+    planes = [
+        (1, path.read_bytes(), symbols.size, alphabet, symbols.size)
+        for path, (symbols, alphabet) in zip(STREAMS, held, strict=True)
+    ]
+    for decoded, (symbols, _) in zip(decode_planes(planes), held, strict=True):
+        assert np.array_equal(decoded, symbols)
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("path", BAD_STREAMS, ids=by_name)
+def test_bad_streams_are_refused(path: Path, kernels: Backend) -> None:
+    symbols, alphabet = symbols_and_alphabet(path)
+    spec = PlaneSpec(symbols.size, alphabet, symbols.size)
+    with backend(kernels), pytest.raises(CorruptStreamError):
+        codec_by_name("ans").decode(path.read_bytes(), spec)
+
+
+@pytest.mark.parametrize("path", BAD_STREAMS, ids=by_name)
+def test_the_shipped_decoder_refuses_bad_streams(path: Path) -> None:
+    symbols, alphabet = symbols_and_alphabet(path)
+    with pytest.raises(FLY_DAMAGE):  # what decode_fly turns into a FlyError
+        decode_planes([(1, path.read_bytes(), symbols.size, alphabet, symbols.size)])
 
 
 def test_the_worked_example_of_the_specification() -> None:

@@ -16,7 +16,7 @@ from flyweight.format.container import PlainTensor, write_container
 from flyweight.format.header import read_directory
 from flyweight.format.wire import Reader, read_fields, read_pairs, write_varint, write_zigzag
 from flyweight.quant.grid import Grid, QuantizedTensor
-from flyweight.submission.decoder import FlyError, decode_fly
+from flyweight.submission.decoder import FlyError, decode_fly, decode_planes
 
 
 def small_file() -> bytes:
@@ -256,3 +256,26 @@ def test_unknown_wire_type_and_double_keys() -> None:
         read_fields(b"\x0f")
     with pytest.raises(CorruptStreamError, match="'a' is out of order or there twice"):
         read_pairs(b"\x01a\x01b\x01a\x01c")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ((32, 1), "class by more than 16"),  # class 2^32 took gigabytes
+        ((5, 3), "class 17"),
+        ((1, 0), "class -1"),
+    ],
+)
+def test_the_shipped_decoder_bounds_the_classes_of_weights(
+    table: tuple[int, int], message: str
+) -> None:
+    """The first symbol's class as a gamma code of so many zeros and so much below its one."""
+    zeros, below = table
+    fields = [(0, 8), (2, 8), (0, 4), (0, zeros), (1, 1), (below, zeros)]
+    bits = at = 0
+    for value, width in fields:
+        bits |= value << at
+        at += width
+    stream = bytes([0x44]) + bits.to_bytes(-(-at // 8), "little") + bytes(16)
+    with pytest.raises(FlyError, match=message):
+        decode_planes([(1, stream, 10, 3, 10)])

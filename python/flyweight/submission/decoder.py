@@ -303,6 +303,8 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
     """See "ANS" and "Frequency tables" in docs/format.md."""
     bits = int.from_bytes(stream[1 : 2 + 4 * alphabet], "little")
     at = 0
+    if stream[0] >> 6 == 3 or stream[0] >> 3 & 7 == 7:
+        raise FlyError(f"an ANS stream with header {stream[0]:#x} is not defined")
 
     def take(width: int) -> int:
         nonlocal at
@@ -315,10 +317,12 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
         zeros = 0
         while not take(1):
             zeros += 1
-            if at > 8 * len(stream):
-                raise FlyError("a frequency table ends early")
+            if zeros > 5 or at > 8 * len(stream):
+                raise FlyError("a frequency table ends early or changes class by more than 16")
         gamma = (1 << zeros) + take(zeros)
         size_class += gamma // 2 * (1 if gamma % 2 else -1)
+        if not 0 <= size_class <= 16:
+            raise FlyError(f"a frequency table has class {size_class}")
         stored = min(size_class - 1, mantissa)
         if size_class:
             weights[symbol] = ((1 << stored) + take(stored)) << size_class - 1 - stored
@@ -358,7 +362,8 @@ def decode_side(
     if job.rare.any():
         for at in np.flatnonzero(symbols == (job.rare > 0).argmax()).tolist():
             symbols[at] = pop(*tables[1])
-    if state != 1 << 16 or any(queue):
+    rest = list(queue)
+    if state != 1 << 16 or any(rest) or (rest and len(words) > job.ways):
         raise FlyError("an ANS stream is damaged: its side words do not end where they should")
     return symbols
 
