@@ -84,7 +84,7 @@ def quantize_matrix(
         )
     if hessian is None or cols == 0 or rows == 0:
         return GptqResult(
-            codes=_run(weights, np.eye(cols, dtype=np.float32), scales, grid, zero_points),
+            codes=round_to_nearest(weights, scales, grid, zero_points),
             damp_ratio=None,
             dead_columns=0,
         )
@@ -109,6 +109,29 @@ def quantize_matrix(
         block_cols=block_cols,
     )
     return GptqResult(codes=codes, damp_ratio=used, dead_columns=int(dead.sum()))
+
+
+def round_to_nearest(
+    weights: NDArray[np.float32], scales: AnyArray, grid: Grid, zero_points: AnyArray | None = None
+) -> Codes:
+    """The nearest code of each weight, ties to even: what GPTQ does without a Hessian.
+
+    Parameters
+    ----------
+    weights : (rows, cols) float32, finite
+    scales, zero_points : (rows, groups), as for :meth:`Grid.dequantize`; a scale of 0 gives code 0
+
+    Returns
+    -------
+    (rows, cols) int8
+    """
+    groups = grid.column_groups(weights.shape[1])
+    steps = scales.astype(np.float32)[:, groups]
+    zeros = np.float32(0) if zero_points is None else zero_points.astype(np.float32)[:, groups]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        levels = np.where(steps == 0, zeros, weights / steps + zeros)
+    codes: Codes = np.rint(levels).clip(grid.lo, grid.hi).astype(np.int8)
+    return codes
 
 
 def inverse_factor(
