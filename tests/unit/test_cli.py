@@ -55,9 +55,9 @@ def test_flags_are_frozen() -> None:
         **dict.fromkeys(STAGE_VERBS, stage),
         "pack": [
             *("--bits", "--codec", "--effort", "--hessians", "--json", "--lossless", "--out"),
-            *("-o", "model"),
+            *("--threads", "-o", "model"),
         ],
-        "unpack": ["--json", "--out", "-o", "artifact"],
+        "unpack": ["--json", "--out", "--threads", "-o", "artifact"],
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
         "audit": ["--budget", "--data", "--json", "--timeout", "folder"],
@@ -71,6 +71,34 @@ def test_help_has_a_purpose_and_an_example(verb: str) -> None:
     result = CliRunner().invoke(flyweight, [verb, "--help"])
     assert result.exit_code == 0
     assert f"Example: flyweight {verb}" in result.output.replace("\n  ", " ")
+
+
+def test_lossless_files_from_any_number_of_threads(tmp_path: Path, checkpoint: Path) -> None:
+    packed = []
+    for threads in (1, 2, 4):
+        fly, back = tmp_path / f"{threads}.fly", tmp_path / f"{threads}.safetensors"
+        assert exit_code("pack", checkpoint, "-o", fly, "--lossless", "--threads", threads) == 0
+        assert exit_code("unpack", fly, "-o", back, "--threads", threads) == 0
+        assert back.read_bytes() == checkpoint.read_bytes()
+        packed.append(fly.read_bytes())
+    assert packed[0] == packed[1] == packed[2]
+    assert len(packed[0]) < 0.87 * checkpoint.stat().st_size
+    assert exit_code("unpack", tmp_path / "1.fly", "-o", tmp_path / "b", "--threads", 0) == 2
+
+
+def test_losers_are_shown_though_packing_left_them_out(
+    tmp_path: Path, checkpoint: Path, capsys
+) -> None:
+    fly = tmp_path / "m.fly"
+    assert exit_code("pack", checkpoint, "-o", fly) == 0
+    capsys.readouterr()
+    assert exit_code("inspect", fly, "--losers", "--json") == 0
+    sections = json.loads(capsys.readouterr().out)["sections"]
+    part = next(each for each in sections if each["name"] == "layer.weight")["parts"][0]
+    tried = {(each["layout"], each["codec"]) for each in part["candidates"]}
+    labels = ("zstd-1", "zstd-3", "zstd-19", "zstd-22", "brotli-11")
+    assert tried >= {(layout, c) for layout in ("plain", "transposed", "packed") for c in labels}
+    assert part["candidates"][0]["size"] == part["stored_bytes"]
 
 
 def test_pack_inspect_unpack(tmp_path: Path, checkpoint: Path, capsys) -> None:

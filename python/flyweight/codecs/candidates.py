@@ -99,10 +99,10 @@ class Looks:
             return True
         if trial.is_exhaustive:
             return False
-        best, size = min(matched), self._plane.spec.count
-        if size <= SMALL_PLANE:
+        best = min(matched)
+        if self._plane.spec.count <= SMALL_PLANE:
             is_cheap = not isinstance(trial.codec, BrotliCodec)
-            return is_cheap or best < min(size, SMALL_MARGIN * smallest)
+            return is_cheap or best < SMALL_MARGIN * smallest
         if trial.is_slow:
             return self.has_repeats or self.is_promising
         return best < NEAR_MARGIN * smallest or self.has_repeats
