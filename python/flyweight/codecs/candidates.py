@@ -38,6 +38,8 @@ SMALL_PLANE = 1 << 15
 """Symbols up to which zstd is tried at every level, and only brotli, 1 ms a kB, is looked at."""
 SMALL_MARGIN = 1.08
 """brotli-11 is up to 6 % smaller than zstd-22 on a kilobyte, less on more."""
+SMALL_HEADER = 32
+"""Bytes that headers may take more in zstd than in brotli."""
 REPEATS_SHARE = 0.002
 """Share of a plane in long repeats from which it has structure."""
 
@@ -102,7 +104,7 @@ class Looks:
         best = min(matched)
         if self._plane.spec.count <= SMALL_PLANE:
             is_cheap = not isinstance(trial.codec, BrotliCodec)
-            return is_cheap or best < SMALL_MARGIN * smallest
+            return is_cheap or best < SMALL_MARGIN * smallest + SMALL_HEADER
         if trial.is_slow:
             return self.has_repeats or self.is_promising
         return best < NEAR_MARGIN * smallest or self.has_repeats
