@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -279,3 +280,18 @@ def test_the_shipped_decoder_bounds_the_classes_of_weights(
     stream = bytes([0x44]) + bits.to_bytes(-(-at // 8), "little") + bytes(16)
     with pytest.raises(FlyError, match=message):
         decode_planes([(1, stream, 10, 3, 10)])
+
+
+def test_a_zstd_frame_gets_no_more_memory_than_its_symbols_need() -> None:
+    """Found by fuzzing: a frame of 16 bytes that says 3 GiB got them, for four symbols."""
+    frame = bytes.fromhex("28b52ffde0") + struct.pack("<Q", 3 << 30) + b"\x01\x00\x00"
+    entry = plain_entry(rest=b"\x00\x02" + write_varint(len(frame)))
+    entry = entry[:-4] + struct.pack("<I", zlib.crc32(frame))
+    data = with_directory(b"\x01\x00\x00" + entry, frame)
+    tracemalloc.start()
+    with pytest.raises(CorruptStreamError, match="the frame says 3221225472 symbols, expected 4"):
+        unpack(data)
+    with pytest.raises(FlyError, match="more than its symbols"):
+        decode_fly(data)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()

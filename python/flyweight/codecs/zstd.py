@@ -35,6 +35,12 @@ class ZstdCodec:
 
     def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
         try:
+            # A frame that says its size gets that much memory, whatever max_output_size says.
+            declared = zstandard.frame_content_size(bytes(stream))
+            if declared > spec.count:
+                raise CorruptStreamError(
+                    f"zstd: the frame says {declared} symbols, expected {spec.count}"
+                )
             raw = zstandard.ZstdDecompressor().decompress(
                 bytes(stream), max_output_size=max(spec.count, 1), allow_extra_data=False
             )

@@ -270,6 +270,8 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
         import zstandard
 
         try:
+            if zstandard.frame_content_size(stream) > count:
+                raise FlyError("zstd: the frame says more than its symbols")
             return zstandard.ZstdDecompressor().decompress(
                 stream, max_output_size=count, allow_extra_data=False
             )
