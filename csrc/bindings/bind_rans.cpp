@@ -96,16 +96,16 @@ py::bytes rans_encode(const py::object& symbols, const py::object& freqs, int pr
 py::array_t<std::uint8_t> rans_decode(const py::object& stream, const py::object& freqs,
                                       py::ssize_t count, int prob_bits, int ways,
                                       const py::object& row_classes, const py::object& col_classes,
-                                      std::optional<py::array_t<std::uint16_t>> hidden) {
+                                      const py::object& hidden) {
   const InputArray<std::uint8_t, 1> in(stream, "stream");
   const Tables tables = copy_tables(freqs);
   const Classes rows = optional_classes(row_classes, "row_classes");
   const Classes cols = optional_classes(col_classes, "col_classes");
   const rans::Model model{tables.freqs, tables.alphabet, span_of(rows), span_of(cols)};
   const rans::Params params = make_params(prob_bits, ways);
-  narrow<std::size_t>(count, "count");
-  Words words(hidden ? params.ways : 0);
-  if (hidden) require_output(*hidden, words.size(), "hidden");
+  rans::encode_bound(narrow<std::size_t>(count, "count"), params.ways);  // checks the ways
+  Words words(hidden.is_none() ? 0 : params.ways);
+  OutputArray<std::uint16_t> given(hidden, {static_cast<py::ssize_t>(words.size())});
   py::array_t<std::uint8_t> symbols(count);
   const auto out = output_span(symbols);
   {
@@ -117,7 +117,7 @@ py::array_t<std::uint8_t> rans_decode(const py::object& stream, const py::object
                           in.extent(0), ", the last in way ", last % params.ways);
     }
   }
-  if (hidden) std::ranges::copy(words, output_span(*hidden).begin());
+  std::ranges::copy(words, given.span().begin());
   return symbols;
 }
 
@@ -133,7 +133,7 @@ void register_rans(py::module_& module) {
              arg("col_classes") = py::none(), arg("hidden") = py::none());
   module.def("rans_decode", &rans_decode, arg("stream"), arg("freqs"), py::kw_only(), arg("count"),
              arg("prob_bits"), arg("ways"), arg("row_classes") = py::none(),
-             arg("col_classes") = py::none(), arg("hidden").noconvert() = py::none());
+             arg("col_classes") = py::none(), arg("hidden") = py::none());
 }
 
 }  // namespace flyweight::bindings

@@ -92,16 +92,6 @@ class InputArray {
   py::buffer_info info_;
 };
 
-/// Refuses an array to be written that is not flat, writable, C-contiguous and of that size.
-template <class T>
-void require_output(const py::array_t<T>& array, std::size_t size, const char* name) {
-  if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) != size || !array.writeable() ||
-      (array.flags() & py::array::c_style) == 0) {
-    throw py::type_error(std::string(name) + ": expected a writable C-contiguous " +
-                         dtype_name<T>() + " array of " + std::to_string(size) + " items");
-  }
-}
-
 /// The array to fill: `given`, which must be a writable NumPy array of exactly this dtype and
 /// shape, or a fresh one where that is None.
 template <class T>

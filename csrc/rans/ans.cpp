@@ -8,9 +8,8 @@
 
 #include "common/bytes.hpp"
 #include "common/checked.hpp"
-#include "common/cpu_dispatch.hpp"
 #include "rans/rans.hpp"
-#include "rans/rans_rows.hpp"
+#include "rans/side_words.hpp"
 #include "rans/weights.hpp"
 
 namespace flyweight::rans {
@@ -25,8 +24,7 @@ constexpr std::size_t kBlockRoom = std::size_t{1} << 15;
 /// Fewer ways have no room for a tail that is worth its count.
 constexpr unsigned kWaysForTail = 4;
 constexpr std::size_t kMaxVarintBytes = 9;
-/// Of one symbol, more than this are not credible in two bytes (docs/format.md, "Parts").
-constexpr std::size_t kMaxSingle = (std::size_t{1} << 16) + 2 * (std::size_t{1} << 14);
+constexpr std::size_t kSingleBytes = 2;
 
 // Header byte: bits 0..2 prob_bits - 8, bits 3..5 log2(ways), bits 6..7 mode.
 struct Header {
@@ -61,6 +59,29 @@ unsigned choose_ways(std::size_t expected_bytes) {
   return static_cast<unsigned>(std::min<std::size_t>(ways, kMaxWays));
 }
 
+// Whether readers accept so many symbols in so many bytes (docs/format.md, "Parts").
+bool is_credible(std::size_t count, std::size_t bytes) {
+  return count <= (std::size_t{1} << 16) + (bytes << 14);
+}
+
+// Counts in which the second symbol has two slots, so that the first has 4094 at most and a byte
+// holds 11,354 symbols at most: of almost one symbol alone, streams would be too short to be
+// credible.
+std::vector<std::int64_t> less_certain(std::span<const std::int64_t> counts) {
+  std::vector<std::int64_t> changed(counts.begin(), counts.end());
+  const auto first = std::ranges::max_element(changed) - changed.begin();
+  std::int64_t total = 0;
+  for (const std::int64_t count : counts) total += count;
+  std::ptrdiff_t second = first == 0 ? 1 : 0;
+  for (std::ptrdiff_t s = 0; s < std::ssize(counts); ++s) {
+    const auto at = static_cast<std::size_t>(s);
+    if (s != first && counts[at] > counts[static_cast<std::size_t>(second)]) second = s;
+  }
+  std::int64_t& count = changed[static_cast<std::size_t>(second)];
+  count = std::max(count, total / 2000 + 1);
+  return changed;
+}
+
 // --- varint -------------------------------------------------------------------------------------
 
 void put_varint(std::size_t value, std::vector<std::byte>& to) {
@@ -82,205 +103,6 @@ std::size_t take_varint(std::span<const std::byte> from, std::size_t& value) {
   fail<CorruptStream>("ans: the number of tail symbols is no varint");
 }
 
-// --- rare symbols -------------------------------------------------------------------------------
-
-// Positions of a byte; memchr is the fastest loop over bytes that there is.
-template <class Visit>
-void for_each_position(std::span<const std::uint8_t> symbols, std::uint8_t symbol, Visit visit) {
-  const std::uint8_t* at = symbols.data();
-  const std::uint8_t* const end = at + symbols.size();
-  while (at != end) {
-    at = static_cast<const std::uint8_t*>(
-        std::memchr(at, symbol, static_cast<std::size_t>(end - at)));
-    if (at == nullptr) return;
-    visit(static_cast<std::size_t>(at - symbols.data()));
-    ++at;
-  }
-}
-
-using detail::ByteSet;
-using detail::kGroup;
-
-std::size_t skip_groups(const std::uint8_t* bytes, std::size_t count, const ByteSet& set) {
-#ifdef FLYWEIGHT_X86
-  if (cpu_tier() >= CpuTier::kAvx2) return detail::skip_groups_avx2(bytes, count, set);
-#endif
-  (void)bytes, (void)count, (void)set;
-  return 0;
-}
-
-// Rare symbols in the order of their positions; most groups have none.
-std::vector<std::uint8_t> collect_rare(std::span<const std::uint8_t> symbols,
-                                       const SplitTables& tables) {
-  std::array<std::uint8_t, kMaxAlphabet> is_rare{};
-  ByteSet set{};
-  for (std::size_t s = 0; s < tables.rare_freqs.size(); ++s) {
-    if (tables.rare_freqs[s] == 0) continue;
-    is_rare[s] = 1;
-    set.nibbles[s >> 7][s & 15] |= static_cast<std::uint8_t>(1 << (s >> 4 & 7));
-  }
-  std::vector<std::uint8_t> rare;
-  std::size_t i = 0;
-  while (i < symbols.size()) {
-    i += skip_groups(&symbols[i], symbols.size() - i, set);
-    for (const std::size_t end = std::min(i + kGroup, symbols.size()); i < end; ++i) {
-      if (is_rare[symbols[i]] != 0) rare.push_back(symbols[i]);
-    }
-  }
-  return rare;
-}
-
-// --- side words ---------------------------------------------------------------------------------
-//
-// A second, scalar rANS stream of one way: the tail (the last symbols, by the main table) and then
-// the rare symbols that the escapes stand for. Its first words are hidden in the states of the main
-// stream, where they cost nothing; the others follow the words of the main stream.
-
-// Frequencies, and where they begin.
-struct SideTable {
-  std::span<const std::uint16_t> freqs;
-  std::array<std::uint32_t, kMaxAlphabet> cums;
-};
-
-SideTable make_side_table(std::span<const std::uint16_t> freqs) {
-  SideTable table{freqs, {}};
-  for (std::size_t s = 1; s < freqs.size(); ++s) table.cums[s] = table.cums[s - 1] + freqs[s - 1];
-  return table;
-}
-
-class SideWriter {
- public:
-  void push(const SideTable& table, std::size_t symbol) {
-    const std::uint32_t freq = table.freqs[symbol];
-    if (emits(freq)) {
-      words_.push_back(static_cast<std::uint16_t>(state_));
-      state_ >>= kWordBits;
-    }
-    state_ = ((state_ / freq) << kProbBits) + state_ % freq + table.cums[symbol];
-  }
-
-  bool emits(std::uint32_t freq) const {
-    return state_ >= std::uint64_t{freq} << (kStateBits - kProbBits);
-  }
-
-  std::size_t size() const { return words_.size() + kStateBytes / kWordBytes; }
-
-  /// The words in the order in which a decoder reads them.
-  std::vector<std::uint16_t> finish() {
-    words_.push_back(static_cast<std::uint16_t>(state_ >> kWordBits));
-    words_.push_back(static_cast<std::uint16_t>(state_));
-    std::ranges::reverse(words_);
-    return std::move(words_);
-  }
-
- private:
-  std::uint32_t state_ = kStateLower;
-  std::vector<std::uint16_t> words_;
-};
-
-// What the main stream codes for each symbol: the escape for a rare one, else the symbol itself.
-std::vector<std::uint8_t> stand_ins(const SplitTables& tables) {
-  std::vector<std::uint8_t> coded(tables.freqs.size());
-  for (std::size_t s = 0; s < coded.size(); ++s) {
-    const bool is_rare = tables.has_rare() && tables.rare_freqs[s] != 0;
-    coded[s] = is_rare ? tables.escape : static_cast<std::uint8_t>(s);
-  }
-  return coded;
-}
-
-struct Side {
-  std::vector<std::uint16_t> words;
-  std::size_t tail;
-};
-
-Side encode_side(std::span<const std::uint8_t> symbols, const SplitTables& tables, unsigned ways) {
-  SideWriter writer;
-  if (tables.has_rare()) {
-    const std::vector<std::uint8_t> rare = collect_rare(symbols, tables);
-    const SideTable rare_table = make_side_table(tables.rare_freqs);
-    for (std::size_t i = rare.size(); i-- > 0;) writer.push(rare_table, rare[i]);
-  }
-  const SideTable main_table = make_side_table(tables.freqs);
-  std::size_t tail = 0;
-  while (tail < symbols.size()) {  // as many as find room in the states
-    std::size_t symbol = symbols[symbols.size() - 1 - tail];
-    if (tables.has_rare() && tables.rare_freqs[symbol] != 0) symbol = tables.escape;
-    if (writer.size() + writer.emits(tables.freqs[symbol]) > ways) break;
-    writer.push(main_table, symbol);
-    ++tail;
-  }
-  return {writer.finish(), tail};
-}
-
-// And which symbol has each slot.
-struct SlotTable {
-  SideTable side;
-  std::array<std::uint8_t, std::size_t{1} << kMaxProbBits> symbols;
-};
-
-void fill_slot_table(std::span<const std::uint16_t> freqs, SlotTable& table) {
-  table.side = make_side_table(freqs);
-  for (std::size_t s = 0; s < freqs.size(); ++s) {
-    std::memset(table.symbols.data() + table.side.cums[s], static_cast<int>(s), freqs[s]);
-  }
-}
-
-class SideReader {
- public:
-  SideReader(std::span<const std::uint16_t> words, unsigned prob_bits)
-      : words_(words), prob_bits_(prob_bits) {
-    const std::uint32_t low = take();
-    state_ = low | std::uint32_t{take()} << kWordBits;
-    if (state_ < kStateLower) {
-      fail<CorruptStream>("ans: the state of the side words is below the lower bound ",
-                          kStateLower);
-    }
-  }
-
-  std::uint8_t pop(const SlotTable& table) {
-    const std::uint32_t slot = state_ & ((std::uint32_t{1} << prob_bits_) - 1);
-    const std::uint8_t symbol = table.symbols[slot];
-    const SideTable& side = table.side;
-    state_ = side.freqs[symbol] * (state_ >> prob_bits_) + slot - side.cums[symbol];
-    if (state_ < kStateLower) state_ = state_ << kWordBits | take();
-    return symbol;
-  }
-
-  /// Throws unless everything was read, but for zeros in the room that the states have.
-  void finish(std::size_t hidden) const {
-    const auto rest = words_.subspan(read_);
-    const bool is_padding =
-        words_.size() == hidden && std::ranges::count(rest, 0) == std::ssize(rest);
-    if (state_ != kStateLower || !(rest.empty() || is_padding)) {
-      fail<CorruptStream>("ans: the side words do not end where they should, ", rest.size(),
-                          " words before the end");
-    }
-  }
-
- private:
-  std::uint16_t take() {
-    if (read_ == words_.size()) fail<CorruptStream>("ans: stream ends within the side words");
-    return words_[read_++];
-  }
-
-  std::span<const std::uint16_t> words_;
-  unsigned prob_bits_;
-  std::size_t read_ = 0;
-  std::uint32_t state_ = 0;
-};
-
-// Fills the tail, and puts the rare symbols in the place of the escapes.
-void decode_side(SideReader& reader, const SplitTables& tables, std::size_t tail,
-                 std::span<std::uint8_t> symbols) {
-  SlotTable table;
-  fill_slot_table(tables.freqs, table);
-  for (std::uint8_t& symbol : symbols.last(tail)) symbol = reader.pop(table);
-  if (!tables.has_rare()) return;
-  fill_slot_table(tables.rare_freqs, table);
-  for_each_position(symbols, tables.escape,
-                    [&](std::size_t at) { symbols[at] = reader.pop(table); });
-}
-
 std::vector<std::uint16_t> words_behind(std::span<const std::byte> rest) {
   if (rest.size() % kWordBytes != 0) {
     fail<CorruptStream>("ans: stream ends within a word of ", kWordBytes, " bytes");
@@ -298,16 +120,22 @@ AnsPlan plan_ans(std::span<const std::int64_t> counts) {
   AnsPlan plan;
   for (const std::int64_t count : counts) plan.count += static_cast<std::size_t>(count);
   const auto seen = counts.size() - static_cast<std::size_t>(std::ranges::count(counts, 0));
-  if (seen <= 1 && plan.count <= kMaxSingle) {
+  if (seen <= 1 && is_credible(plan.count, kSingleBytes)) {
     const auto symbol = std::ranges::max_element(counts) - counts.begin();
     plan.head = {pack_header({kModeSingle, {kMinProbBits, 1}}), static_cast<std::byte>(symbol)};
     return plan;
   }
   plan.head.resize(1);
   plan.tables = choose_weights(counts, kProbBits, plan.head, plan.expected_bytes);
-  // One symbol alone needs no bytes; its states make the count credible.
-  plan.ways = seen <= 1 ? kMaxWays : choose_ways(plan.expected_bytes);
-  plan.has_side = plan.tables.has_rare() || (seen > 1 && plan.ways >= kWaysForTail);
+  if (!is_credible(plan.count, plan.expected_bytes) && counts.size() > 1) {
+    plan.head.resize(1);
+    plan.tables = choose_weights(less_certain(counts), kProbBits, plan.head, plan.expected_bytes);
+  }
+  for (std::size_t s = 0; s < plan.tables.rare_freqs.size(); ++s) {
+    if (plan.tables.rare_freqs[s] != 0) plan.rare_count += static_cast<std::size_t>(counts[s]);
+  }
+  plan.ways = choose_ways(plan.expected_bytes);
+  plan.has_side = plan.tables.has_rare() || plan.ways >= kWaysForTail;
   const unsigned mode = plan.has_side ? kModeSide : kModeTable;
   plan.head[0] = pack_header({mode, {kProbBits, plan.ways}});
   return plan;
@@ -336,7 +164,7 @@ std::size_t ans_encode(std::span<const std::uint8_t> symbols, const AnsPlan& pla
   Side side{{}, 0};
   std::vector<std::uint16_t> hidden;
   if (plan.has_side) {
-    side = encode_side(symbols, plan.tables, plan.ways);
+    side = encode_side(symbols, plan.tables, plan.rare_count, kProbBits, plan.ways);
     put_varint(side.tail, head);
     hidden.resize(plan.ways);
   }
@@ -358,6 +186,7 @@ std::size_t ans_encode(std::span<const std::uint8_t> symbols, const AnsPlan& pla
 
 void ans_decode(std::span<const std::byte> stream, std::size_t alphabet,
                 std::span<std::uint8_t> symbols) {
+  check_alphabet(alphabet);
   const Header header = read_header(stream);
   if (header.mode == kModeSingle) {
     const auto symbol = std::to_integer<std::uint8_t>(stream[1]);
@@ -395,9 +224,7 @@ void ans_decode(std::span<const std::byte> stream, std::size_t alphabet,
       decode(stream.subspan(at), model, header.params, words, symbols.first(symbols.size() - tail));
   const std::vector<std::uint16_t> behind = words_behind(stream.subspan(at));
   words.insert(words.end(), behind.begin(), behind.end());
-  SideReader reader(words, prob_bits);
-  decode_side(reader, tables, tail, symbols);
-  reader.finish(ways);
+  decode_side(words, ways, tables, prob_bits, tail, symbols);
 }
 
 }  // namespace flyweight::rans

@@ -17,6 +17,7 @@ struct AnsPlan {
   unsigned ways = 0;  ///< 0 for a stream of one symbol
   bool has_side = false;
   std::size_t count = 0;
+  std::size_t rare_count = 0;      ///< rare symbols among them
   std::size_t expected_bytes = 0;  ///< of all the rest, by the frequencies
 
   /// Bytes of the buffer that ans_encode needs at most.

@@ -129,6 +129,7 @@ void histogram(std::span<const std::uint8_t> symbols, std::span<std::int64_t> co
       counts[s] = count;
     } else if (count != 0) {
       const auto bad = std::ranges::find_if(symbols, [&](auto x) { return x >= counts.size(); });
+      if (bad == symbols.end()) fail<InvalidArgument>("histogram: the symbols changed meanwhile");
       fail<InvalidArgument>("histogram: symbol ", unsigned{*bad}, " at position ",
                             bad - symbols.begin(), " is outside the alphabet of ", counts.size());
     }

@@ -138,18 +138,14 @@ EncodeTables make_encode_tables(const Model& model, unsigned prob_bits, bool wan
   return tables;
 }
 
-// Calls `fill(freq, cum, symbol, first slot)` for each symbol with slots, table after table.
+// Calls `fill(freq, symbol, first slot)` for each symbol with slots, table after table.
 template <class Fill>
 void for_each_span(const Model& model, Fill fill) {
   std::size_t slot = 0;
-  for (std::size_t table = 0; table < model.tables(); ++table) {
-    std::uint32_t cum = 0;
-    for (std::size_t s = 0; s < model.alphabet; ++s) {
-      const std::uint32_t freq = model.freqs[table * model.alphabet + s];
-      if (freq != 0) fill(freq, static_cast<std::uint32_t>(s), slot);
-      cum += freq;
-      slot += freq;
-    }
+  for (std::size_t i = 0; i < model.freqs.size(); ++i) {
+    const std::uint32_t freq = model.freqs[i];
+    if (freq != 0) fill(freq, static_cast<std::uint32_t>(i % model.alphabet), slot);
+    slot += freq;
   }
 }
 
@@ -247,6 +243,9 @@ void check_model(const Model& model, Params params, std::size_t count) {
   if (!model.has_classes() && tables > 1) {
     fail<InvalidArgument>("rans: ", tables, " tables need row and column classes");
   }
+  if (model.row_classes.empty() != model.col_classes.empty() && count > 0) {
+    fail<InvalidArgument>("rans: row and column classes go together");
+  }
   if (model.has_classes() &&
       checked_mul(model.row_classes.size(), model.col_classes.size()) != count) {
     fail<InvalidArgument>("rans: ", model.row_classes.size(), " rows and ",
@@ -254,7 +253,6 @@ void check_model(const Model& model, Params params, std::size_t count) {
   }
 }
 
-// By the tables alone, unless a symbol is missing from one of several.
 void check_symbols(std::span<const std::uint8_t> symbols, const Model& model) {
   std::array<std::uint8_t, kBlock> contexts;
   for (std::size_t begin = 0; begin < symbols.size(); begin += kBlock) {

@@ -194,8 +194,9 @@ std::size_t decode_vectors(DecodeBlock& block) {
 
 }  // namespace
 
-std::size_t skip_groups_avx2(const std::uint8_t* bytes, std::size_t count,
-                             const ByteSet& set) noexcept {
+std::size_t collect_members_avx2(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                 std::uint8_t* members, std::size_t capacity) noexcept {
+  constexpr std::size_t kBytes = sizeof(__m256i);
   const auto both_lanes = [](const std::uint8_t* from) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   };
@@ -203,17 +204,28 @@ std::size_t skip_groups_avx2(const std::uint8_t* bytes, std::size_t count,
   const __m256i upper = both_lanes(set.nibbles[1]);
   const __m256i bits = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
   const __m256i low_nibble = _mm256_set1_epi8(15);
+  alignas(kBytes) std::uint8_t group[kBytes];
+  std::size_t found = 0;
   std::size_t i = 0;
-  for (; i + kGroup <= count; i += kGroup) {
-    const __m256i group = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i));
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(group, 4), low_nibble);
-    // pshufb looks at the low nibble of an index, and gives 0 where its top bit is set
-    const __m256i index = _mm256_and_si256(group, low_nibble);
-    const __m256i row = _mm256_blendv_epi8(_mm256_shuffle_epi8(lower, index),
-                                           _mm256_shuffle_epi8(upper, index), group);
-    if (_mm256_testz_si256(row, _mm256_shuffle_epi8(bits, high)) == 0) break;
+  for (; i + kBytes <= count; i += kBytes) {
+    const __m256i loaded = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(loaded, 4), low_nibble);
+    const __m256i low = _mm256_and_si256(loaded, low_nibble);
+    const __m256i row = _mm256_blendv_epi8(_mm256_shuffle_epi8(lower, low),
+                                           _mm256_shuffle_epi8(upper, low), loaded);
+    const __m256i bit = _mm256_and_si256(row, _mm256_shuffle_epi8(bits, high));
+    const __m256i is_other = _mm256_cmpeq_epi8(bit, _mm256_setzero_si256());
+    auto mask = ~static_cast<unsigned>(_mm256_movemask_epi8(is_other));
+    if (mask == 0) continue;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(group), loaded);
+    for (; mask != 0; mask = _blsr_u32(mask)) {
+      if (found == capacity) return capacity + 1;
+      members[found++] = group[_tzcnt_u32(mask)];
+    }
   }
-  return i;
+  const std::size_t rest =
+      collect_members_scalar(bytes + i, count - i, set, members + found, capacity - found);
+  return found + rest;
 }
 
 void encode_avx2(EncodeBlock& block) noexcept {

@@ -224,6 +224,33 @@ std::size_t decode_vectors(DecodeBlock& block) {
 
 }  // namespace
 
+std::size_t collect_members_avx512(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                   std::uint8_t* members, std::size_t capacity) noexcept {
+  constexpr std::size_t kBytes = sizeof(__m512i);
+  const __m512i table0 = _mm512_loadu_si512(set.members);
+  const __m512i table1 = _mm512_loadu_si512(set.members + 64);
+  const __m512i table2 = _mm512_loadu_si512(set.members + 128);
+  const __m512i table3 = _mm512_loadu_si512(set.members + 192);
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < count; i += kBytes) {
+    const std::size_t size = count - i < kBytes ? count - i : kBytes;
+    const __mmask64 present = ~std::uint64_t{0} >> (kBytes - size);
+    const __m512i group = _mm512_maskz_loadu_epi8(present, bytes + i);
+    const __mmask64 upper = _mm512_movepi8_mask(group);
+    const __m512i low = _mm512_permutex2var_epi8(table0, group, table1);
+    const __m512i high = _mm512_permutex2var_epi8(table2, group, table3);
+    const __mmask64 mask =
+        present & ((_mm512_movepi8_mask(low) & ~upper) | (_mm512_movepi8_mask(high) & upper));
+    const auto hits = static_cast<std::size_t>(_mm_popcnt_u64(mask));
+    if (hits == 0) continue;
+    if (hits > capacity - found) return capacity + 1;
+    const __mmask64 kept = ~std::uint64_t{0} >> (kBytes - hits);
+    _mm512_mask_storeu_epi8(members + found, kept, _mm512_maskz_compress_epi8(mask, group));
+    found += hits;
+  }
+  return found;
+}
+
 void encode_avx512(EncodeBlock& block) noexcept {
   switch (block.ways) {
     case 16:

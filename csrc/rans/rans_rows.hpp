@@ -71,16 +71,19 @@ void encode_avx512(EncodeBlock& block) noexcept;
 std::size_t decode_avx2(DecodeBlock& block) noexcept;
 std::size_t decode_avx512(DecodeBlock& block) noexcept;
 
-/// A set of bytes: bit `h % 8` of `nibbles[h / 8][l]` says whether byte `16 * h + l` is in it.
+/// A set of bytes, in the two forms that the kernels look it up in.
 struct ByteSet {
-  std::uint8_t nibbles[2][16];
+  std::uint8_t members[256];    ///< 0xFF for a member, else 0
+  std::uint8_t nibbles[2][16];  ///< bit h % 8 of [h / 8][l] for byte 16 * h + l
 };
 
-inline constexpr std::size_t kGroup = 32;
-
-/// Number of bytes, a multiple of kGroup and at most `count`, from the front of `bytes` in groups
-/// without any byte of the set.
-std::size_t skip_groups_avx2(const std::uint8_t* bytes, std::size_t count,
-                             const ByteSet& set) noexcept;
+/// Copies the bytes that are in the set, in order, to `members`, at most `capacity` of them;
+/// returns how many there are, or capacity + 1 if they are more.
+std::size_t collect_members_scalar(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                   std::uint8_t* members, std::size_t capacity) noexcept;
+std::size_t collect_members_avx2(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                 std::uint8_t* members, std::size_t capacity) noexcept;
+std::size_t collect_members_avx512(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                   std::uint8_t* members, std::size_t capacity) noexcept;
 
 }  // namespace flyweight::rans::detail

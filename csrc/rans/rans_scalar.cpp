@@ -73,4 +73,16 @@ std::size_t decode_scalar(DecodeBlock& block) noexcept {
                                : decode_by<16>(block.slots, block);
 }
 
+std::size_t collect_members_scalar(const std::uint8_t* bytes, std::size_t count, const ByteSet& set,
+                                   std::uint8_t* members, std::size_t capacity) noexcept {
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint8_t byte = bytes[i];
+    if (set.members[byte] == 0) continue;
+    if (found == capacity) return capacity + 1;
+    members[found++] = byte;
+  }
+  return found;
+}
+
 }  // namespace flyweight::rans::detail

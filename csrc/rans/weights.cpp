@@ -116,7 +116,8 @@ std::uint64_t coded_bits(std::span<const std::uint16_t> weights, unsigned mantis
 
 // --- choice -------------------------------------------------------------------------------------
 
-// Bits of a symbol, times 2^16, by its frequency. Integers, so that every machine chooses alike.
+// Bits of a symbol, times 2^16, by its frequency. Integers, so that every machine chooses alike: no
+// logarithm is near enough to where rounding changes for two math libraries to differ (tested).
 constexpr unsigned kCostShift = 16;
 
 std::array<std::uint32_t, (1 << kMaxProbBits) + 1> make_log_table() {
@@ -128,14 +129,17 @@ std::array<std::uint32_t, (1 << kMaxProbBits) + 1> make_log_table() {
   return logs;
 }
 
-std::uint64_t symbol_cost(std::uint16_t freq, unsigned prob_bits) {
+// Counts go up to 2^48, so a sum of costs need not fit into 64 bits.
+using Cost = unsigned __int128;
+
+Cost symbol_cost(std::uint16_t freq, unsigned prob_bits) {
   static const auto logs = make_log_table();
   return (prob_bits << kCostShift) - logs[freq];
 }
 
-std::uint64_t total_cost(std::span<const std::int64_t> counts, const SplitTables& tables,
-                         unsigned prob_bits) {
-  std::uint64_t cost = 0;
+Cost total_cost(std::span<const std::int64_t> counts, const SplitTables& tables,
+                unsigned prob_bits) {
+  Cost cost = 0;
   for (std::size_t s = 0; s < counts.size(); ++s) {
     if (counts[s] == 0) continue;
     const auto count = static_cast<std::uint64_t>(counts[s]);
@@ -259,13 +263,13 @@ SplitTables choose_weights(std::span<const std::int64_t> counts, unsigned prob_b
   Weights weights(counts.size());
   Weights best_weights;
   SplitTables best;
-  std::uint64_t best_cost = ~std::uint64_t{0};
+  Cost best_cost = ~Cost{0};
   unsigned best_mantissa_bits = 0;
   for (const auto [top_bits, mantissa_bits] : trials(counts)) {
     round_counts(counts, top_bits, mantissa_bits, weights);
     SplitTables tables = split_weights(weights, prob_bits);
-    const std::uint64_t symbols_cost = total_cost(counts, tables, prob_bits);
-    const std::uint64_t cost = (coded_bits(weights, mantissa_bits) << kCostShift) + symbols_cost;
+    const Cost symbols_cost = total_cost(counts, tables, prob_bits);
+    const Cost cost = (Cost{coded_bits(weights, mantissa_bits)} << kCostShift) + symbols_cost;
     if (cost >= best_cost) continue;
     best_cost = cost;
     expected_bytes = static_cast<std::size_t>(symbols_cost >> (kCostShift + 3));

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import BACKENDS, gaussian_symbols, order0_bits
-from flyweight.errors import CorruptStreamError
-from flyweight.kernels import ans_decode, ans_encode, backend, cpu_tiers, histogram
+from flyweight.errors import CorruptStreamError, InvalidArgumentError
+from flyweight.kernels import (
+    ans_decode,
+    ans_encode,
+    backend,
+    cpu_tiers,
+    histogram,
+    rans_decode,
+    rans_encode,
+)
 from flyweight.kernels.ans import choose_weights, decode_weights
 from flyweight.reference.weights import encode_weights
 from flyweight.typing import Symbols
@@ -181,3 +189,53 @@ def test_histograms_of_pairs() -> None:
         np.testing.assert_array_equal(
             histogram(symbols, alphabet_size=63), np.bincount(symbols, minlength=63)
         )
+
+
+@pytest.mark.parametrize("others", [0, 1, 40])
+def test_large_planes_of_almost_one_symbol_stay_credible(others: int) -> None:
+    """Readers accept 2**14 symbols a byte, and such streams would hold more."""
+    for count in (100_000, 5_000_000, 20_000_000):
+        symbols = np.full(count, 7, dtype=np.uint8)
+        symbols[np.random.default_rng(others).integers(0, count, others)] = 9
+        stream = ans_encode(symbols, alphabet_size=16)
+        assert count <= (1 << 16) + (len(stream) << 14)
+        assert len(stream) < 3000
+        decoded = ans_decode(stream, count=count, alphabet_size=16)
+        np.testing.assert_array_equal(decoded, symbols)
+
+
+def test_planes_of_almost_one_symbol_are_coded_alike() -> None:
+    symbols = np.full(100_000, 7, dtype=np.uint8)
+    streams = set()
+    for name in BACKENDS:
+        with backend(name):
+            streams.add(ans_encode(symbols, alphabet_size=16))
+    assert len(streams) == 1
+
+
+def test_costs_of_huge_counts_do_not_wrap() -> None:
+    counts = np.array([1 << 44, 1 << 45, 3 << 43, 7], dtype=np.int64)
+    tables = set()
+    for name in BACKENDS:
+        with backend(name):
+            tables.add(choose_weights(counts, prob_bits=12))
+    assert len(tables) == 1
+
+
+def test_classes_of_rows_and_columns_go_together() -> None:
+    symbols, rows = np.zeros(4, dtype=np.uint8), np.zeros(2, dtype=np.uint8)
+    freqs = np.array([4095, 1], dtype=np.uint16)
+    for name in BACKENDS:
+        with backend(name), pytest.raises(InvalidArgumentError, match="go together"):
+            rans_encode(symbols, freqs, prob_bits=12, ways=1, row_classes=rows)
+
+
+def test_arguments_are_checked_before_memory_is_taken() -> None:
+    hidden = np.zeros(1, dtype=np.uint16)
+    freqs = np.array([4095, 1], dtype=np.uint16)
+    for ways in (0, 3, 128, 2**31 - 1):
+        with pytest.raises(InvalidArgumentError, match=f"ways={ways}"):
+            rans_decode(b"1234", freqs, count=0, prob_bits=12, ways=ways, hidden=hidden)
+    for alphabet_size in (0, 257):
+        with pytest.raises(InvalidArgumentError, match="alphabet"):
+            ans_decode(b"\0\1", count=3, alphabet_size=alphabet_size)

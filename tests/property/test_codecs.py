@@ -67,7 +67,7 @@ def test_round_trip(name: str, run: tuple[np.ndarray, int]) -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_wrong_symbols_are_refused(name: str) -> None:
     codec = codec_by_name(name)
-    with pytest.raises(InvalidArgumentError, match="symbol 9 at 1"):
+    with pytest.raises(InvalidArgumentError, match="symbol 9 at position 1"):
         codec.encode(np.array([1, 9], dtype=np.uint8), flat(2, 4))
     with pytest.raises(InvalidArgumentError, match="int64"):
         codec.encode(np.array([1, 2]), flat(2, 4))  # type: ignore[arg-type]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from flyweight.codecs.codec import PlaneSpec, check_symbols, register
+from flyweight.codecs.codec import PlaneSpec, check_run, register
 from flyweight.kernels.ans import ans_decode, ans_encode, decode_weights
 from flyweight.typing import Symbols
 
@@ -21,8 +19,8 @@ class AnsCodec:
     decode_rank = 1
 
     def encode(self, symbols: Symbols, spec: PlaneSpec) -> bytes:
-        check_symbols(symbols, spec)
-        return ans_encode(np.ascontiguousarray(symbols), alphabet_size=spec.alphabet_size)
+        check_run(symbols, spec)  # the kernel, which counts them, finds symbols that do not fit
+        return ans_encode(symbols, alphabet_size=spec.alphabet_size)
 
     def decode(self, stream: bytes | memoryview, spec: PlaneSpec) -> Symbols:
         return ans_decode(stream, count=spec.count, alphabet_size=spec.alphabet_size)

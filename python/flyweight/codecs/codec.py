@@ -113,18 +113,23 @@ def is_credible(count: int, length: int) -> bool:
 
 def check_symbols(symbols: Symbols, spec: PlaneSpec) -> None:
     """Refuse symbols that are not the flat uint8 run that ``spec`` says."""
+    check_run(symbols, spec)
+    if symbols.size and int(symbols.max()) >= spec.alphabet_size:
+        position = int(np.argmax(symbols >= spec.alphabet_size))
+        raise InvalidArgumentError(
+            f"symbol {int(symbols[position])} at position {position} is outside the alphabet "
+            f"of {spec.alphabet_size}"
+        )
+
+
+def check_run(symbols: Symbols, spec: PlaneSpec) -> None:
+    """Refuse what is not a flat uint8 array of the right size."""
     if symbols.dtype != np.uint8 or symbols.ndim != 1:
         raise InvalidArgumentError(
             f"symbols must be a flat uint8 array, got {symbols.dtype} of shape {symbols.shape}"
         )
     if symbols.size != spec.count:
         raise InvalidArgumentError(f"got {symbols.size} symbols, expected {spec.count}")
-    if symbols.size and int(symbols.max()) >= spec.alphabet_size:
-        position = int(np.argmax(symbols >= spec.alphabet_size))
-        raise InvalidArgumentError(
-            f"symbol {int(symbols[position])} at {position} is outside the alphabet "
-            f"of {spec.alphabet_size}"
-        )
 
 
 def checked_decoded(raw: bytes, spec: PlaneSpec, *, name: str) -> Symbols:

@@ -20,14 +20,15 @@ from flyweight.reference.weights import (
     ideal_cost,
     split_weights,
 )
-from flyweight.typing import BytesLike, Symbols
+from flyweight.typing import BytesLike, Counts, Symbols
 
 __all__ = ["ans_decode", "ans_encode"]
 
 MIN_PROB_BITS = 8
 PROB_BITS = 12
 MODE_SINGLE, MODE_TABLE, MODE_SIDE = 0, 1, 2
-MAX_SINGLE = (1 << 16) + (2 << 14)
+SINGLE_BYTES = 2
+MAX_TAIL = 4096
 BYTES_PER_WAY = 768
 MAX_WAYS = 64
 WAYS_FOR_TAIL = 4
@@ -36,15 +37,13 @@ WAYS_FOR_TAIL = 4
 def ans_encode(symbols: Symbols, *, alphabet_size: int) -> bytes:
     """Header, table, tail count, states, words, and the side words that the states do not hold."""
     counts = histogram(symbols, alphabet_size=alphabet_size)
-    seen = np.count_nonzero(counts)
-    if seen <= 1 and symbols.size <= MAX_SINGLE:
+    if np.count_nonzero(counts) <= 1 and is_credible(symbols.size, SINGLE_BYTES):
         return bytes([MODE_SINGLE << 6, int(counts.argmax())])
-    table = choose_weights(counts, prob_bits=PROB_BITS)
-    weights, _ = decode_weights(table, alphabet_size=alphabet_size)
-    tables = split_weights(weights.tolist(), prob_bits=PROB_BITS)
-    cost = ideal_cost(counts.tolist(), tables, prob_bits=PROB_BITS)
-    ways = MAX_WAYS if seen <= 1 else choose_ways(cost >> (COST_SHIFT + 3))
-    has_side = tables.rare_freqs is not None or (seen > 1 and ways >= WAYS_FOR_TAIL)
+    table, tables, expected_bytes = _plan(counts)
+    if not is_credible(symbols.size, expected_bytes) and alphabet_size > 1:
+        table, tables, expected_bytes = _plan(less_certain(counts))
+    ways = choose_ways(expected_bytes)
+    has_side = tables.rare_freqs is not None or ways >= WAYS_FOR_TAIL
     header = (PROB_BITS - MIN_PROB_BITS) | (ways.bit_length() - 1) << 3
     coded = [stand_in(int(symbol), tables) for symbol in symbols]
     words: list[int] = []
@@ -111,6 +110,22 @@ def ans_decode(stream: BytesLike, *, count: int, alphabet_size: int) -> Symbols:
     return _decode_side(words, ways, main.tolist(), tables, tail, prob_bits)
 
 
+def is_credible(count: int, size: int) -> bool:
+    """Whether readers accept so many symbols in so many bytes (docs/format.md, "Parts")."""
+    return count <= (1 << 16) + (size << 14)
+
+
+def less_certain(counts: Counts) -> Counts:
+    """Counts in which the second symbol has two slots, so that streams get long enough."""
+    changed = counts.copy()
+    first = int(changed.argmax())
+    changed[first] = -1
+    second = int(changed.argmax())
+    changed[first] = counts[first]
+    changed[second] = max(int(changed[second]), int(counts.sum()) // 2000 + 1)
+    return changed
+
+
 def choose_ways(expected_bytes: int) -> int:
     """Ways of a stream: more where decoding speed pays for what they cost, a byte or two each."""
     return min(1 << (max(expected_bytes // BYTES_PER_WAY, 1).bit_length() - 1), MAX_WAYS)
@@ -120,6 +135,15 @@ def stand_in(symbol: int, tables: SplitTables) -> int:
     """What the main stream codes for a symbol: the escape if it is rare."""
     is_rare = tables.rare_freqs is not None and tables.rare_freqs[symbol] > 0
     return tables.escape if is_rare else symbol
+
+
+def _plan(counts: Counts) -> tuple[bytes, SplitTables, int]:
+    """The coded table, what it means, and the bytes that the counted symbols take by it."""
+    table = choose_weights(counts, prob_bits=PROB_BITS)
+    weights, _ = decode_weights(table, alphabet_size=counts.size)
+    tables = split_weights(weights.tolist(), prob_bits=PROB_BITS)
+    cost = ideal_cost(counts.tolist(), tables, prob_bits=PROB_BITS)
+    return table, tables, cost >> (COST_SHIFT + 3)
 
 
 def _encode_side(
@@ -142,7 +166,7 @@ def _encode_side(
             if tables.rare_freqs[symbol]:
                 push(tables.rare_freqs, symbol)
     tail = 0
-    while tail < len(coded):
+    while tail < min(len(coded), MAX_TAIL):
         symbol = coded[len(coded) - 1 - tail]
         emits = state >= tables.freqs[symbol] << limit_shift
         if len(words) + STATE_BYTES // 2 + emits > ways:

@@ -167,6 +167,8 @@ def _tables_of(
     tables: int, count: int, row_classes: Symbols | None, col_classes: Symbols | None
 ) -> list[int]:
     """The table of each symbol: row class plus column class, the last one where that is none."""
+    if (not _size(row_classes)) != (not _size(col_classes)) and count > 0:
+        raise InvalidArgumentError("rans: row and column classes go together")
     if row_classes is None or col_classes is None or len(col_classes) == 0:
         if tables > 1:
             raise InvalidArgumentError(f"rans: {tables} tables need row and column classes")
@@ -179,6 +181,10 @@ def _tables_of(
         )
     numbers: list[int] = np.minimum(rows[:, np.newaxis] + cols, tables - 1).ravel().tolist()
     return numbers
+
+
+def _size(classes: Symbols | None) -> int:
+    return 0 if classes is None else len(classes)
 
 
 def _checked_hidden(hidden: Words | None, ways: int) -> list[int]:
