@@ -19,6 +19,7 @@ from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.interop import write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.reference import ans as reference_ans
+from flyweight.reference.weights import encode_weights
 from flyweight.typing import Symbols
 
 
@@ -213,6 +214,21 @@ def write_side_words(folder: Path) -> None:
     write_safetensors(folder / "side-words.safetensors", expected)
 
 
+def write_example_stream(folder: Path) -> None:
+    """The stream of mode 2 in docs/format.md: too short for an encoder to choose that mode."""
+    symbols = np.array([0, 1, 0, 0, 3, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 1], dtype=np.uint8)
+    table = encode_weights([256, 128, 1, 1], mantissa_bits=0)
+    forced = {
+        "PROB_BITS": 8,
+        "choose_ways": lambda _: 2,
+        "choose_weights": lambda counts, prob_bits: table,
+    }
+    with patch.multiple(reference_ans, **forced):
+        stream = reference_ans.ans_encode(symbols, alphabet_size=4)
+    (folder / "example-4.symbols").write_bytes(symbols.tobytes())
+    (folder / "example-4.ans").write_bytes(stream)
+
+
 def main(folder: Path) -> None:
     """Write every frozen file."""
     folder.mkdir(parents=True)
@@ -253,3 +269,4 @@ def write_classes(folder: Path) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     write_floats(Path(sys.argv[1]))
+    write_example_stream(Path(sys.argv[1]))

@@ -159,12 +159,17 @@ def test_the_shipped_decoder_refuses_bad_streams(path: Path) -> None:
         decode_planes([(1, path.read_bytes(), symbols.size, alphabet, symbols.size)])
 
 
-def test_the_worked_example_of_the_specification() -> None:
+def bytes_of_the_specification(name: str) -> bytes:
+    """The bytes of the block of docs/format.md that a comment of this name announces."""
     text = (FOLDER.parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- example.*?```\n(.*?)```", text, flags=re.DOTALL)
+    block = re.search(rf"<!-- {name}.*?```\n(.*?)```", text, flags=re.DOTALL)
     assert block is not None
     lines = [line.split("|")[0] for line in block.group(1).splitlines()]
-    data = bytes.fromhex("".join(lines))
+    return bytes.fromhex("".join(lines))
+
+
+def test_the_worked_example_of_the_specification() -> None:
+    data = bytes_of_the_specification("example")
     assert data == (FOLDER / "v1" / "example.fly").read_bytes()
     file = flyweight.open(data)
     file.verify()
@@ -173,6 +178,19 @@ def test_the_worked_example_of_the_specification() -> None:
         [0.0, 0.5, -0.5, 0.0, 1.0, 0.0, 0.0, -1.0],
         [0.25, 0.0, 0.0, -0.25, 0.0, 0.0, 0.25, 0.0],
     ]
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_the_stream_of_the_specification(kernels: Backend) -> None:
+    stream = bytes_of_the_specification("stream")
+    assert stream == (FOLDER / "v1" / "example-4.ans").read_bytes()
+    assert stream[0] >> 6 == MODE_SIDE
+    symbols = [0, 1, 0, 0, 3, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 1]
+    count = len(symbols)
+    with backend(kernels):
+        decoded = codec_by_name("ans").decode(stream, PlaneSpec(count, 4, count))
+    assert decoded.tolist() == symbols
+    assert decode_planes([(1, stream, count, 4, count)])[0].tolist() == symbols
 
 
 def test_a_file_of_no_tensors() -> None:
