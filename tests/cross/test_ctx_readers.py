@@ -12,7 +12,8 @@ from flyweight.codecs.ctx import CtxCodec
 from flyweight.format.container import Stored, write_container
 from flyweight.format.inspect import inspect
 from flyweight.quant.grid import Grid, QuantizedTensor
-from flyweight.submission.decoder import FlyError, decode_fly, decode_planes
+from flyweight.submission.decode_streams import FlyError, decode_planes
+from flyweight.submission.decoder import decode_fly
 
 
 def tensor(rows: int, cols: int, *, bits: int, spread: float, seed: int) -> QuantizedTensor:

@@ -17,7 +17,8 @@ from flyweight.errors import CorruptStreamError, UnsupportedError
 from flyweight.format.inspect import inspect
 from flyweight.interop import read_safetensors
 from flyweight.kernels.dispatch import Backend, backend
-from flyweight.submission.decoder import FLY_DAMAGE, decode_fly, decode_planes
+from flyweight.submission.decode_streams import FLY_DAMAGE, decode_planes
+from flyweight.submission.decoder import decode_fly
 from flyweight.typing import Symbols
 
 FOLDER = Path(__file__).parent

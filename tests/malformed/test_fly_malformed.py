@@ -17,7 +17,8 @@ from flyweight.format.container import PlainTensor, write_container
 from flyweight.format.header import read_directory
 from flyweight.format.wire import Reader, read_fields, read_pairs, write_varint, write_zigzag
 from flyweight.quant.grid import Grid, QuantizedTensor
-from flyweight.submission.decoder import FlyError, decode_fly, decode_planes
+from flyweight.submission.decode_streams import FlyError, decode_planes
+from flyweight.submission.decoder import decode_fly
 
 
 def small_file() -> bytes:

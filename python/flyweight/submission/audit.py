@@ -13,7 +13,7 @@ from flyweight.submission.budget import CAP_BYTES
 from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE
 from flyweight.submission.checks import CHECKS, Status, Subject
 from flyweight.submission.claim import ARTIFACT_FILE
-from flyweight.submission.decoder import FlyError
+from flyweight.submission.decode_streams import FlyError
 from flyweight.submission.readme import markdown_table
 
 __all__ = ["AuditItem", "AuditReport", "audit_folder"]

@@ -30,7 +30,8 @@ from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.submission.claim import ARTIFACT_FILE, Claim, read_byte_codes
-from flyweight.submission.decoder import FlyError, decode_fly
+from flyweight.submission.decode_streams import FlyError
+from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 
 __all__ = ["main", "score_folder"]

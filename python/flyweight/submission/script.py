@@ -19,6 +19,7 @@ __all__ = ["MODULES", "compose", "write_script"]
 
 MODULES = (
     "flyweight.errors",
+    "flyweight.submission.decode_streams",
     "flyweight.submission.decoder",
     "flyweight.submission.digest",
     "flyweight.data.byte_counts",
