@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 
+import brotli
 import numpy as np
 import pytest
 
@@ -383,3 +384,24 @@ def test_a_zstd_frame_gets_no_more_memory_than_its_symbols_need() -> None:
         decode_fly(data)
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
+
+
+def test_a_brotli_stream_gets_no_more_memory_than_its_symbols_need() -> None:
+    """27 bytes held 16 MiB, for four symbols."""
+    stream = brotli.compress(bytes(1 << 24))
+    tracemalloc.start()
+    with pytest.raises(FlyError, match="does not hold 4 symbols"):
+        decode_planes([(3, stream, 4, 256, 4)])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_the_shipped_decoder_reads_whole_brotli_streams() -> None:
+    """Larger than what one call gives; every end is needed."""
+    symbols = np.random.default_rng(0).integers(0, 4, size=1 << 17, dtype=np.uint8)
+    stream = brotli.compress(symbols.tobytes())
+    plane = (symbols.size, 4, symbols.size)
+    assert np.array_equal(decode_planes([(3, stream, *plane)])[0], symbols)
+    for damaged in (stream[:-1], stream[:-9], stream + b"x", b""):
+        with pytest.raises(FlyError):
+            decode_planes([(3, damaged, *plane)])

@@ -92,8 +92,15 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
     if codec == 3:
         import brotli
 
+        decoder, raw, more = brotli.Decompressor(), bytearray(), stream
         try:
-            return bytes(brotli.decompress(stream))
+            while len(raw) <= count and not decoder.is_finished():
+                piece = decoder.process(more, output_buffer_limit=count + 1 - len(raw))
+                if not piece and not more:
+                    raise FlyError("brotli: the stream ends early")
+                raw += piece
+                more = b""
+            return bytes(raw)
         except brotli.error as error:
             raise FlyError(f"brotli: {error}") from error
     raise FlyError(f"codec id {codec} is not known")
