@@ -7,17 +7,19 @@ import struct
 import tracemalloc
 import zlib
 
+import brotli
 import numpy as np
 import pytest
 
 import flyweight
 from flyweight.artifact import unpack
+from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.errors import CorruptStreamError, FlyweightError, UnsupportedError
 from flyweight.format.container import PlainTensor, write_container
 from flyweight.format.header import read_directory
 from flyweight.format.wire import Reader, read_fields, read_pairs, write_varint, write_zigzag
 from flyweight.quant.grid import Grid, QuantizedTensor
-from flyweight.submission.decode_streams import FlyError, decode_planes
+from flyweight.submission.decode_streams import FLY_DAMAGE, FlyError, decode_planes
 from flyweight.submission.decoder import decode_fly
 
 
@@ -260,6 +262,15 @@ def test_unknown_wire_type_and_double_keys() -> None:
         read_pairs(b"\x01a\x01b\x01a\x01c")
 
 
+def table_of(*fields: tuple[int, int], mode: int = 1) -> bytes:
+    """A stream of one way by hand: header, a table of (value, width) fields, and no more."""
+    bits = at = 0
+    for value, width in fields:
+        bits |= value << at
+        at += width
+    return bytes([mode << 6 | 4]) + bits.to_bytes(-(-at // 8), "little")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -273,14 +284,91 @@ def test_the_shipped_decoder_bounds_the_classes_of_weights(
 ) -> None:
     """The first symbol's class as a gamma code of so many zeros and so much below its one."""
     zeros, below = table
-    fields = [(0, 8), (2, 8), (0, 4), (0, zeros), (1, 1), (below, zeros)]
-    bits = at = 0
-    for value, width in fields:
-        bits |= value << at
-        at += width
-    stream = bytes([0x44]) + bits.to_bytes(-(-at // 8), "little") + bytes(16)
+    stream = table_of((0, 8), (2, 8), (0, 4), (0, zeros), (1, 1), (below, zeros)) + bytes(16)
     with pytest.raises(FlyError, match=message):
         decode_planes([(1, stream, 10, 3, 10)])
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [
+        (2, 1, "symbols 2 to 1 of 3"),
+        (0, 3, "symbols 0 to 3 of 3"),  # was an IndexError, or read where class 0
+        (255, 255, "symbols 255 to 255 of 3"),
+        (0, 2, "no weight for symbol 0 or 2"),
+    ],
+)
+def test_the_shipped_decoder_bounds_the_symbols_of_a_table(
+    first: int, last: int, message: str
+) -> None:
+    """All symbols have class 0."""
+    stream = table_of((first, 8), (last, 8), (0, 4), (0b1111, 4)) + bytes(16)
+    with pytest.raises(FlyError, match=message):
+        decode_planes([(1, stream, 10, 3, 10)])
+
+
+SIDE_TABLE = table_of((0, 8), (1, 8), (0, 4), (0b110, 3), (0b1, 1), mode=2)
+"""Two symbols of weight 1, so a bit each; a tail, a state and side words are to follow."""
+
+
+@pytest.mark.parametrize(
+    ("rest", "error", "message"),
+    [
+        (b"\x0b" + struct.pack("<IHH", 1 << 16, 0, 1), FlyError, "a tail of 11 symbols"),
+        (b"\xff" * 8 + b"\x7f" + bytes(8), FlyError, "a tail of 9223372036854775807 symbols"),
+        (b"\xff" * 9 + b"\x7f" + bytes(8), FlyError, "more than nine bytes"),
+        (b"\x0a" + struct.pack("<IH", 1 << 16, 0), FlyError, "side words is below"),
+        (b"\x0a" + struct.pack("<I", 1 << 16), StopIteration, None),
+        (b"\x0a" + struct.pack("<IHH", 1 << 16, 1, 7), FlyError, "side words do not end"),
+        (b"\x00" + struct.pack("<H", 1), ValueError, "buffer is smaller"),
+        (b"\x0a" + struct.pack("<IB", 1 << 16, 1), ValueError, "buffer size"),
+    ],
+)
+def test_the_shipped_decoder_bounds_tail_and_side_words(
+    rest: bytes, error: type[Exception], message: str | None
+) -> None:
+    assert issubclass(error, FLY_DAMAGE)
+    with pytest.raises(error, match=message):
+        decode_planes([(1, SIDE_TABLE + rest, 10, 2, 10)])
+
+
+def test_the_tail_by_hand_is_right() -> None:
+    """All ten symbols are in the side words: a state of ten bits, the low half hidden."""
+    symbols = [1, 0, 1, 1, 0, 0, 0, 1, 1, 0]
+    state = 1 << 16
+    for symbol in reversed(symbols):
+        state = state // 2048 * 4096 + state % 2048 + 2048 * symbol
+    low, high = state & 0xFFFF, state >> 16
+    stream = SIDE_TABLE + b"\x0a" + struct.pack("<IH", 1 << 16 | low, high)
+    assert decode_planes([(1, stream, 10, 2, 10)])[0].tolist() == symbols
+    assert codec_by_name("ans").decode(stream, PlaneSpec(10, 2, 10)).tolist() == symbols
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (b"\x00\xff\x01\x80\x02\x00", "257 codes from -128 on"),
+        (b"\x00\x00" + b"\xff" * 4 + b"\x7f\x00", "34359738368 codes"),  # took a list as long
+        (b"\x00\x00" + b"\xff" * 9 + b"\x7f\x00", "more than nine bytes"),
+    ],
+)
+def test_the_shipped_decoder_bounds_the_alphabet(rest: bytes, message: str) -> None:
+    rest += b"\x00\x01\x02" + b"\x00\x00\x02"
+    entry = plain_entry(kind=1, dtype=1, shape=(1, 2), rest=rest)
+    with pytest.raises(FlyError, match=message):
+        decode_fly(with_directory(b"\x01\x00\x00" + entry, b"\x00\x00\x00\x3c"))
+
+
+def test_a_long_row_of_nothing_takes_no_memory() -> None:
+    """No rows of 2^32 columns: an index of the columns took 32 GiB."""
+    rest = b"\x00\x00\x01\x00" + b"\x00\x00\x00" * 2
+    entry = plain_entry(kind=1, dtype=1, shape=(0, 1 << 32), rest=rest)
+    data = with_directory(b"\x01\x00\x00" + entry)
+    tracemalloc.start()
+    with contextlib.suppress(FlyError):
+        assert decode_fly(data)[0]["w"].shape == (0, 1 << 32)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_a_zstd_frame_gets_no_more_memory_than_its_symbols_need() -> None:
@@ -296,3 +384,24 @@ def test_a_zstd_frame_gets_no_more_memory_than_its_symbols_need() -> None:
         decode_fly(data)
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
+
+
+def test_a_brotli_stream_gets_no_more_memory_than_its_symbols_need() -> None:
+    """27 bytes held 16 MiB, for four symbols."""
+    stream = brotli.compress(bytes(1 << 24))
+    tracemalloc.start()
+    with pytest.raises(FlyError, match="does not hold 4 symbols"):
+        decode_planes([(3, stream, 4, 256, 4)])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_the_shipped_decoder_reads_whole_brotli_streams() -> None:
+    """Larger than what one call gives; every end is needed."""
+    symbols = np.random.default_rng(0).integers(0, 4, size=1 << 17, dtype=np.uint8)
+    stream = brotli.compress(symbols.tobytes())
+    plane = (symbols.size, 4, symbols.size)
+    assert np.array_equal(decode_planes([(3, stream, *plane)])[0], symbols)
+    for damaged in (stream[:-1], stream[:-9], stream + b"x", b""):
+        with pytest.raises(FlyError):
+            decode_planes([(3, damaged, *plane)])

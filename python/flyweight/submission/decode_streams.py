@@ -38,11 +38,13 @@ class FlyReader:
         return self.data[self.at - count : self.at]
 
     def varint(self) -> int:
-        value = shift = 0
-        while (byte := self.take(1)[0]) > 127:
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1)[0]
             value |= (byte & 127) << shift
-            shift += 7
-        return value | byte << shift
+            if byte < 128:
+                return value
+        raise FlyError("a varint has more than nine bytes")
 
     def zigzag(self) -> int:
         value = self.varint()
@@ -51,7 +53,7 @@ class FlyReader:
 
 def decode_planes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
     """Symbols of each plane, given its codec, stream, count, alphabet and symbols per row."""
-    out: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * len(planes)
+    out: dict[int, NDArray[np.uint8]] = {}
     jobs, classed = list[AnsJob](), list[int]()
     for index, (codec, stream, count, alphabet, _) in enumerate(planes):
         mode = stream[0] >> 6 if codec in (1, 4) else None
@@ -63,16 +65,13 @@ def decode_planes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
             out[index] = np.full(count, stream[1], dtype=np.uint8)
         else:
             out[index] = np.frombuffer(decompress(codec, stream, count), dtype=np.uint8)
-    for index, symbols in run_jobs(jobs):
-        out[index] = symbols
+    out.update(run_jobs(jobs))
     if classed:
-        decoded = decode_classes([planes[index] for index in classed])
-        for index, symbols in zip(classed, decoded, strict=True):
-            out[index] = symbols
-    for (_, _, count, alphabet, _), symbols in zip(planes, out, strict=True):
-        if len(symbols) != count or symbols.max(initial=0) >= alphabet:
+        out.update(zip(classed, decode_classes([planes[k] for k in classed]), strict=True))
+    for index, (_, _, count, alphabet, _) in enumerate(planes):
+        if len(out[index]) != count or out[index].max(initial=0) >= alphabet:
             raise FlyError(f"a stream does not hold {count} symbols below {alphabet}")
-    return out
+    return [out[index] for index in range(len(planes))]
 
 
 def decompress(codec: int, stream: bytes, count: int) -> bytes:
@@ -93,8 +92,15 @@ def decompress(codec: int, stream: bytes, count: int) -> bytes:
     if codec == 3:
         import brotli
 
+        decoder, raw, more = brotli.Decompressor(), bytearray(), stream
         try:
-            return bytes(brotli.decompress(stream))
+            while len(raw) <= count and not decoder.is_finished():
+                piece = decoder.process(more, output_buffer_limit=count + 1 - len(raw))
+                if not piece and not more:
+                    raise FlyError("brotli: the stream ends early")
+                raw += piece
+                more = b""
+            return bytes(raw)
         except brotli.error as error:
             raise FlyError(f"brotli: {error}") from error
     raise FlyError(f"codec id {codec} is not known")
@@ -117,8 +123,8 @@ class AnsJob(NamedTuple):
 def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> AnsJob:
     """See "ANS" and "Frequency tables" in docs/format.md."""
     bits = int.from_bytes(stream[1 : 2 + 4 * alphabet], "little")
-    at = 0
-    if stream[0] >> 6 == 3 or stream[0] >> 3 & 7 == 7:
+    at, mode, ways, prob_bits = 0, stream[0] >> 6, 1 << (stream[0] >> 3 & 7), 8 + (stream[0] & 7)
+    if mode == 3 or ways > 64:
         raise FlyError(f"an ANS stream with header {stream[0]:#x} is not defined")
 
     def take(width: int) -> int:
@@ -127,6 +133,8 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
         return bits >> (at - width) & ((1 << width) - 1)
 
     first, last, mantissa = take(8), take(8), take(4)
+    if not first <= last < alphabet:
+        raise FlyError(f"a frequency table is of symbols {first} to {last} of {alphabet}")
     weights, size_class = [0] * alphabet, 0
     for symbol in range(first, last + 1):
         zeros = 0
@@ -141,18 +149,20 @@ def read_ans_header(index: int, stream: bytes, count: int, alphabet: int) -> Ans
         stored = min(size_class - 1, mantissa)
         if size_class:
             weights[symbol] = ((1 << stored) + take(stored)) << size_class - 1 - stored
-    prob_bits, ways, tail = 8 + (stream[0] & 7), 1 << (stream[0] >> 3 & 7), None
-    rare, reader = [0] * alphabet, FlyReader(stream, 1 + -(-at // 8))
-    if stream[0] >> 6 == 2:
+    if not weights[first] or not weights[last]:
+        raise FlyError(f"a frequency table has no weight for symbol {first} or {last}")
+    rare, reader, tail = [0] * alphabet, FlyReader(stream, 1 + -(-at // 8)), None
+    if mode == 2:
         tail, total = reader.varint(), sum(weights)
+        if tail > count:
+            raise FlyError(f"a tail of {tail} symbols, but there are {count}")
         rare = [w if w << prob_bits < total else 0 for w in weights]
         weights = [w - r for w, r in zip(weights, rare, strict=True)]
         if any(rare):  # the lowest of them is the escape
-            weights[[w > 0 for w in rare].index(True)] = sum(rare)
-    freqs = normalize(weights, 1 << prob_bits)
-    rare_freqs = normalize(rare, 1 << prob_bits)
-    main = count - (tail or 0)
-    return AnsJob(index, main, ways, prob_bits, freqs[None], stream[reader.at :], tail, rare_freqs)
+            weights[min(s for s, w in enumerate(rare) if w)] = sum(rare)
+    freqs, rare_freqs = (normalize(each, 1 << prob_bits) for each in (weights, rare))
+    main, coded = count - (tail or 0), stream[reader.at :]
+    return AnsJob(index, main, ways, prob_bits, freqs[None], coded, tail, rare_freqs)
 
 
 def decode_side(
@@ -161,6 +171,8 @@ def decode_side(
     """The tail behind the symbols, and rare symbols where there are escapes."""
     queue = iter(words.tolist())
     state = next(queue) | next(queue) << 16
+    if state < 1 << 16:
+        raise FlyError("ANS: the state of the side words is below 2^16")
 
     def pop(freqs: list[int], cums: list[int]) -> int:
         nonlocal state
@@ -172,14 +184,15 @@ def decode_side(
         return symbol
 
     tables = [(f.tolist(), (np.cumsum(f) - f).tolist()) for f in (job.freqs[0], job.rare)]
-    tail = [pop(*tables[0]) for _ in range(job.tail or 0)]
-    symbols = np.concatenate([symbols, np.array(tail, dtype=np.uint8)])
+    symbols = np.append(symbols, np.zeros(job.tail or 0, np.uint8))
+    for at in range(job.symbols, len(symbols)):
+        symbols[at] = pop(*tables[0])
     if job.rare.any():
         for at in np.flatnonzero(symbols == (job.rare > 0).argmax()).tolist():
             symbols[at] = pop(*tables[1])
     rest = list(queue)
     if state != 1 << 16 or any(rest) or (rest and len(words) > job.ways):
-        raise FlyError("an ANS stream is damaged: its side words do not end where they should")
+        raise FlyError("ANS: the side words do not end where they should")
     return symbols
 
 
@@ -231,15 +244,15 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
     base = np.cumsum([0] + [len(t) for t in tables])[:-1, None].astype(np.uint64)
     bits = np.array([[job.prob_bits] for job in jobs], dtype=np.uint64)
     mask = (np.uint64(1) << bits) - np.uint64(1)
-    lanes = [np.frombuffer(job.coded[: 4 * ways], dtype="<u4") for job in jobs]
+    lanes = [np.frombuffer(job.coded, dtype="<u4", count=ways) for job in jobs]
     state, at = np.stack(lanes).astype(np.uint64), starts[:-1] - 1
     if (state < 1 << 16).any():
-        raise FlyError("an ANS stream is damaged: a state is below 2^16")
-    finals, ends = [*state], [int(start[0]) for start in starts[:-1]]
-    parts: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+        raise FlyError("ANS: a state is below 2^16")
+    finals, ends = [*state], starts[:-1, 0].tolist()
+    parts = [[np.zeros(0, np.uint8)] for _ in jobs]
     begin = 0
     for end in sorted({*steps.tolist()} - {0}):  # where the shortest of the live streams ends
-        live = int(np.count_nonzero(steps > begin))
+        live = int((steps > begin).sum())
         state, at, bits, mask, base = (a[:live] for a in (state, at, bits, mask, base))
         out = np.zeros((end - begin, live, ways), dtype=np.uint8)
         for k, job in enumerate(jobs[:live]):  # tables first, then the symbols in their place
@@ -266,17 +279,17 @@ def decode_ans(jobs: list[AnsJob]) -> list[NDArray[np.uint8]]:
         begin = end
     decoded = []
     for k, job in enumerate(jobs):
-        symbols = np.concatenate([*parts[k], np.zeros(0, np.uint8)])[: job.symbols]
+        symbols = np.concatenate(parts[k])[: job.symbols]
         side = np.append(finals[k] & 0xFFFF, word[ends[k] : starts[k + 1, 0]])
         is_done = (finals[k] >> 16 == 1).all() and ends[k] <= starts[k + 1, 0]
         if not is_done or (job.tail is None and len(side) > ways):
-            raise FlyError("an ANS stream is damaged: it does not end where it should")
+            raise FlyError("ANS: a stream does not end where it should")
         if job.tail is not None:
             symbols = decode_side(job, symbols, side)
         elif job.contexts is not None:  # with the bytes that are hidden in the states
             symbols = np.append(symbols, side.astype("<u2").view(np.uint8))
         elif side.any():
-            raise FlyError("an ANS stream is damaged: its states do not end where they should")
+            raise FlyError("ANS: the states do not end where they should")
         decoded.append(symbols)
     return decoded
 
@@ -287,38 +300,38 @@ def decode_classes(planes: list[FlyPlane]) -> list[NDArray[np.uint8]]:
     for index, (_, stream, count, alphabet, columns) in enumerate(planes):
         freqs, at = class_tables(stream, alphabet)
         reader = FlyReader(stream, at)
-        row_map, col_map, mean_map = (reader.take(reader.varint()) for _ in range(3))
+        lines = (count // columns, stream[1]), (columns, stream[1]), (columns, stream[2])
+        for length, classes in lines:
+            maps.append((1, reader.take(reader.varint()), length, classes, length))
         ways, size = 1 << (stream[0] >> 3 & 7), reader.varint()
-        rows, means = count // columns, stream[2]
-        maps += [(1, row_map, rows, stream[1], rows), (1, col_map, columns, stream[1], columns)]
-        maps += [(1, mean_map, columns, means, columns)]
         escaped.append((size, reader.take(max(size - 2 * ways, 0))))
         jobs.append(AnsJob(index, count, ways, 12, freqs, stream[reader.at :]))
-    lines = iter(decode_planes(maps))
+    decoded = iter(decode_planes(maps))
     for index, job in enumerate(jobs):
         factor = np.uint8(planes[index][1][2])
-        row, col = next(lines) * factor, next(lines) * factor + next(lines)
+        row, col = next(decoded) * factor, next(decoded) * factor + next(decoded)
         tables = np.minimum(np.add.outer(row, col), len(job.freqs) - 1).ravel()
         jobs[index] = job._replace(contexts=tables)
-    out = [symbols for _, symbols in sorted(run_jobs(jobs), key=lambda pair: pair[0])]
-    for index, ((_, _, count, alphabet, _), (size, rest)) in enumerate(
-        zip(planes, escaped, strict=True)
-    ):
+    out = dict(run_jobs(jobs))
+    for index, (size, rest) in enumerate(escaped):
+        _, _, count, alphabet, _ = planes[index]
         symbols, hidden = np.split(out[index], [count])
+        out[index] = symbols
         rare = hidden.tobytes()[:size] + rest
         places = np.flatnonzero(symbols == alphabet)
-        out[index] = symbols
         if len(places):
             symbols[places] = decode_planes([(1, rare, len(places), alphabet, len(places))])[0]
         elif rare:
             raise FlyError("escaped symbols, but no escape")
-    return out
+    return [out[index] for index in range(len(planes))]
 
 
 def class_tables(stream: bytes, alphabet: int) -> tuple[NDArray[np.uint64], int]:
     """Frequencies of every table, the escape last; and the bytes up to the maps."""
     deviations, means, center, top, step, tail = struct.unpack("<BBHHBB", stream[1:9])
-    if stream[0] & 7 != 4 or not 1 <= deviations * means <= 64 or alphabet > 255 or top > 384:
+    is_small = 1 <= deviations * means <= 64 and alphabet <= 255 and top <= 384
+    is_header = stream[0] in range(0xC4, 0xFC, 8)  # 12 bits, at most 64 ways
+    if not is_header or not is_small or center > 64 * (alphabet - 1):
         raise FlyError("a stream of classes has a field that is out of range")
     powers = [1 << 31]
     for _ in range(255):
@@ -337,8 +350,8 @@ def class_tables(stream: bytes, alphabet: int) -> tuple[NDArray[np.uint64], int]
             weights = [
                 (16 - tail % 16) * halved(y) + tail % 16 * halved(y >> tail // 16) for y in ys
             ]
-            is_rare = [not w or w << 12 < sum(weights) for w in weights]
-            rare = sum(w for w, rare in zip(weights, is_rare, strict=True) if rare)
-            kept = [0 if rare else w for w, rare in zip(weights, is_rare, strict=True)]
-            tables.append(normalize([*kept, max(rare, 1) if any(is_rare) else 0], 4096))
+            total = sum(weights)
+            kept = [w if w << 12 >= total else 0 for w in weights]
+            escape = max(total - sum(kept), 1) if 0 in kept else 0
+            tables.append(normalize([*kept, escape], 4096))
     return np.stack(tables), 9 + means

@@ -75,7 +75,7 @@ class FlyEntry(NamedTuple):
     def tensor(self, arrays: list[NDArray[Any]]) -> NDArray[Any]:
         """Dequantize, in float32 and in this order; see "Dequantization" in docs/format.md."""
         values, stored = arrays[0], self.parts[0].dtype
-        if self.grid is not None:
+        if self.grid is not None and values.size:
             lo, group, affine = self.grid
             columns = np.arange(values.shape[1]) // group
             values = (values.astype(np.int16) + lo).astype(np.float32)
@@ -102,6 +102,8 @@ def read_entry(reader: FlyReader, name: str) -> FlyEntry:
     grid = None
     if kind == 1:
         flags, lo, alphabet = reader.take(1)[0], reader.zigzag(), reader.varint() + 1
+        if lo < -128 or lo + alphabet > 128:
+            raise FlyError(f"{alphabet} codes from {lo} on are not in int8")
         group = reader.varint() or max(matrix[1], 1)
         grid = (lo, group, flags & 1)
         scales = (1 if flags & 2 else 2, (matrix[0], -(-matrix[1] // group)), 256)
