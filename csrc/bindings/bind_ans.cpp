@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "bindings/buffers.hpp"
@@ -9,34 +9,6 @@
 
 namespace flyweight::bindings {
 namespace {
-
-// A bytes object that is written before anyone else sees it, then cut to size.
-class FreshBytes {
- public:
-  explicit FreshBytes(std::size_t size)
-      : object_(PyBytes_FromStringAndSize(nullptr, narrow<py::ssize_t>(size, "size"))),
-        size_(size) {
-    if (object_ == nullptr) throw py::error_already_set();
-  }
-  ~FreshBytes() { Py_XDECREF(object_); }
-  FreshBytes(const FreshBytes&) = delete;
-  FreshBytes& operator=(const FreshBytes&) = delete;
-
-  std::span<std::byte> span() {
-    return {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(object_)), size_};
-  }
-
-  py::bytes cut(std::size_t size) {
-    if (_PyBytes_Resize(&object_, static_cast<py::ssize_t>(size)) != 0) {
-      throw py::error_already_set();
-    }
-    return py::reinterpret_steal<py::bytes>(std::exchange(object_, nullptr));
-  }
-
- private:
-  PyObject* object_;
-  std::size_t size_;
-};
 
 py::bytes ans_encode(const py::object& symbols, py::ssize_t alphabet_size) {
   const InputArray<std::uint8_t, 1> in(symbols, "symbols");
@@ -49,17 +21,17 @@ py::bytes ans_encode(const py::object& symbols, py::ssize_t alphabet_size) {
     plan = rans::plan_ans(counts);
   }
   for (const std::size_t room : {plan.likely_bound(), plan.bound()}) {
-    FreshBytes stream(room);
-    const auto out = stream.span();
+    // Not into the bytes object: cutting it to size would cost fresh pages at every call.
+    const auto stream = std::make_unique_for_overwrite<std::byte[]>(room);
     std::size_t size = 0;
     try {
       const py::gil_scoped_release release;
-      size = rans::ans_encode(in.span(), plan, out);
+      size = rans::ans_encode(in.span(), plan, {stream.get(), room});
     } catch (const BudgetExceeded&) {
       if (room == plan.bound()) throw;
       continue;
     }
-    return stream.cut(size);
+    return {reinterpret_cast<const char*>(stream.get() + room - size), size};
   }
   return {};  // not reached: the bound suffices
 }

@@ -37,7 +37,8 @@ std::optional<Bytes> encode_into(std::size_t room, const Symbols& symbols,
                                  const rans::AnsPlan& plan) {
   Bytes stream(room);
   try {
-    stream.resize(rans::ans_encode(symbols, plan, stream));
+    const std::size_t size = rans::ans_encode(symbols, plan, stream);
+    stream.erase(stream.begin(), stream.end() - static_cast<std::ptrdiff_t>(size));
   } catch (const BudgetExceeded&) {
     return std::nullopt;
   }

@@ -158,7 +158,7 @@ std::size_t ans_encode(std::span<const std::uint8_t> symbols, const AnsPlan& pla
   std::vector<std::byte> head = plan.head;
   if (plan.ways == 0) {
     require_room(head.size(), stream.size(), "ans");
-    std::ranges::copy(head, stream.begin());
+    std::ranges::copy(head, stream.end() - std::ssize(head));
     return head.size();
   }
   Side side{{}, 0};
@@ -170,18 +170,17 @@ std::size_t ans_encode(std::span<const std::uint8_t> symbols, const AnsPlan& pla
   }
   const std::size_t fitting = std::min(hidden.size(), side.words.size());
   std::copy_n(side.words.begin(), fitting, hidden.begin());
-  const auto behind = std::span<const std::uint16_t>(side.words).subspan(fitting);
-  require_room(head.size() + behind.size_bytes(), stream.size(), "ans");
-  const auto body = stream.subspan(head.size(), stream.size() - head.size() - behind.size_bytes());
+  const auto behind = std::as_bytes(std::span(side.words).subspan(fitting));
+  require_room(behind.size(), stream.size(), "ans");
+  const auto body = stream.first(stream.size() - behind.size());
   const Model model{plan.tables.freqs, plan.tables.freqs.size(), {}, {}};
   const std::size_t size =
       detail::encode(symbols.first(symbols.size() - side.tail), model, {kProbBits, plan.ways},
                      hidden, stand_ins(plan.tables), body);
-  std::ranges::copy(head, stream.begin());
-  std::byte* const to = stream.data() + head.size();
-  std::memmove(to, body.data() + body.size() - size, size);
-  if (!behind.empty()) std::memcpy(to + size, behind.data(), behind.size_bytes());
-  return head.size() + size + behind.size_bytes();
+  require_room(head.size() + size, body.size(), "ans");
+  std::ranges::copy(behind, body.end());
+  std::ranges::copy(head, body.end() - static_cast<std::ptrdiff_t>(head.size() + size));
+  return head.size() + size + behind.size();
 }
 
 void ans_decode(std::span<const std::byte> stream, std::size_t alphabet,

@@ -29,8 +29,8 @@ struct AnsPlan {
 /// `counts` is the histogram of the symbols to encode, and its size their alphabet.
 AnsPlan plan_ans(std::span<const std::int64_t> counts);
 
-/// Encodes to the front of `stream`; returns the bytes used. Throws BudgetExceeded if they do not
-/// fit; they always fit into the plan's bound.
+/// Encodes into `stream`, whose last bytes are the result; returns their number. Throws
+/// BudgetExceeded if they do not fit; they always fit into the plan's bound.
 std::size_t ans_encode(std::span<const std::uint8_t> symbols, const AnsPlan& plan,
                        std::span<std::byte> stream);
 

@@ -44,39 +44,43 @@ void take_slots(std::size_t surplus, std::span<std::uint16_t> freqs) {
   for (; surplus > 0; --surplus) --*std::ranges::max_element(freqs);
 }
 
-// Small alphabets are counted by pairs of symbols: half of the increments, in a table of 16 kB.
+// Small alphabets are counted by pairs of symbols: half of the increments, in tables of 16 kB.
 constexpr std::size_t kPairAlphabet = 64;
 constexpr std::size_t kPairThreshold = std::size_t{1} << 14;
-constexpr std::size_t kPairChunk = std::size_t{1} << 30;  // counts of 32 bits suffice
+constexpr std::size_t kPairBlock = std::size_t{1} << 30;  // counts of 32 bits suffice
 
 // Returns false, with counts of no meaning, if a symbol does not fit into six bits.
 bool count_pairs(std::span<const std::uint8_t> symbols, std::span<std::int64_t> counts) {
   std::array<std::int64_t, kPairAlphabet> totals{};
   while (!symbols.empty()) {
-    const auto chunk = symbols.first(std::min(symbols.size(), kPairChunk));
-    symbols = symbols.subspan(chunk.size());
-    std::array<std::uint32_t, kPairAlphabet * kPairAlphabet> pairs{};
+    const auto block = symbols.first(std::min(symbols.size(), kPairBlock));
+    symbols = symbols.subspan(block.size());
+    // Two tables, so that equal pairs in a row do not wait for each other's increments.
+    std::array<std::array<std::uint32_t, kPairAlphabet * kPairAlphabet>, 2> pairs{};
     std::uint64_t seen = 0;
     std::size_t i = 0;
-    for (; i + 8 <= chunk.size(); i += 8) {
-      std::uint64_t eight;
-      std::memcpy(&eight, &chunk[i], sizeof eight);
-      seen |= eight;
+    for (; i + 16 <= block.size(); i += 16) {
+      std::array<std::uint64_t, 2> index;
+      std::memcpy(index.data(), &block[i], sizeof index);
+      seen |= index[0] | index[1];
       // Bits 0..5 of each 16: the first of two symbols; bits 6..11: the second.
-      const std::uint64_t index = (eight & 0x003F003F003F003F) | (eight >> 2 & 0x0FC00FC00FC00FC0);
-      ++pairs[index & 0xFFFF];
-      ++pairs[index >> 16 & 0xFFFF];
-      ++pairs[index >> 32 & 0xFFFF];
-      ++pairs[index >> 48];
+      for (std::uint64_t& eight : index) {
+        eight = (eight & 0x003F003F003F003F) | (eight >> 2 & 0x0FC00FC00FC00FC0);
+      }
+      for (unsigned shift = 0; shift < 64; shift += 16) {
+        ++pairs[0][index[0] >> shift & 0xFFFF];
+        ++pairs[1][index[1] >> shift & 0xFFFF];
+      }
     }
-    for (; i < chunk.size(); ++i) {
-      seen |= chunk[i];
-      ++totals[chunk[i] % kPairAlphabet];
+    for (; i < block.size(); ++i) {
+      seen |= block[i];
+      ++totals[block[i] % kPairAlphabet];
     }
     if ((seen & 0xC0C0C0C0C0C0C0C0) != 0) return false;
     for (std::size_t second = 0; second < kPairAlphabet; ++second) {
       for (std::size_t first = 0; first < kPairAlphabet; ++first) {
-        const std::uint32_t count = pairs[second * kPairAlphabet + first];
+        const std::size_t at = second * kPairAlphabet + first;
+        const std::int64_t count = std::int64_t{pairs[0][at]} + pairs[1][at];
         totals[first] += count;
         totals[second] += count;
       }
