@@ -21,7 +21,7 @@ constexpr std::size_t kBlock = 512;
 static_assert(kBlock % kGroup == 0);
 
 // From this size on values leave past the caches. They would not stay in them for long, and a line
-// written in full need not be read first: 1.4 to 1.5 times as fast for 16 and 90 MB on Zen 3, where
+// written in full need not be read first: 1.1 to 1.6 times as fast for 16 and 90 MB on Zen 3, where
 // 2 MB and less lose.
 constexpr std::size_t kStreamBytes = std::size_t{16} << 20;
 
