@@ -193,6 +193,8 @@ def save_stored(path: str | os.PathLike[str], stored: Mapping[str, Stored]) -> N
             arrays[f"{name}.scales"] = tensor.scales
             if tensor.zero_points is not None:
                 arrays[f"{name}.zero_points"] = tensor.zero_points
+            if tensor.column_scales is not None:
+                arrays[f"{name}.column_scales"] = tensor.column_scales
             grid = tensor.grid
             entry: dict[str, object] = {
                 "shape": list(tensor.shape),
@@ -201,6 +203,7 @@ def save_stored(path: str | os.PathLike[str], stored: Mapping[str, Stored]) -> N
                 "group_size": grid.group_size,
                 "is_symmetric": grid.is_symmetric,
                 "scale_dtype": grid.scale_dtype,
+                "has_column_scales": grid.has_column_scales,
             }
         else:
             arrays[f"{name}.values"] = tensor.values
@@ -236,13 +239,14 @@ def load_stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
     return stored
 
 
-_PARTS = ("values", "codes", "scales", "zero_points")
+_PARTS = ("values", "codes", "scales", "zero_points", "column_scales")
 _GRID_FIELDS = {
     "lo": int,
     "hi": int,
     "group_size": int,
     "is_symmetric": bool,
     "scale_dtype": str,
+    "has_column_scales": bool,
 }
 
 
@@ -272,6 +276,7 @@ def _read_stored(entry: object, parts: Mapping[str, AnyArray]) -> Stored:
         codes=codes,
         scales=parts["scales"],
         zero_points=parts.get("zero_points"),
+        column_scales=parts.get("column_scales"),
     )
     if codes.size and not grid.lo <= codes.min() <= codes.max() <= grid.hi:
         raise DataError(

@@ -229,6 +229,50 @@ def write_example_stream(folder: Path) -> None:
     (folder / "example-4.ans").write_bytes(stream)
 
 
+def column_tensors() -> dict[str, Stored]:
+    """Tensors with column scales: one scale a row, groups with zero-points, float32, three axes."""
+    columns = np.resize(np.arange(3, 50, 2), 150) / 32
+    scales = np.arange(1, 21) / 64
+    wide = gaussian_codes(20, 150, 2.41, 127, seed=15)
+    grouped = Grid(lo=-7, hi=7, group_size=24, is_symmetric=False, has_column_scales=True)
+    return {
+        "deep": QuantizedTensor(
+            shape=(6, 8, 8),
+            dtype=np.dtype(np.float16),
+            grid=grouped,
+            codes=gaussian_codes(6, 64, 1.5, 7, seed=16),
+            scales=scales[:18].reshape(6, 3).astype(np.float16),
+            zero_points=(scales[17::-1].reshape(6, 3) * 8).astype(np.float16),
+            column_scales=columns[:64].astype(np.float16),
+        ),
+        "wide": QuantizedTensor(
+            shape=(20, 150),
+            dtype=np.dtype(ml_dtypes.bfloat16),
+            grid=Grid(lo=-127, hi=127, has_column_scales=True),
+            codes=wide,
+            scales=scales[:, None].astype(np.float16),
+            column_scales=columns.astype(np.float16),
+        ),
+        "wide32": QuantizedTensor(
+            shape=(20, 150),
+            dtype=np.dtype(np.float32),
+            grid=Grid(lo=-127, hi=127, scale_dtype="float32", has_column_scales=True),
+            codes=wide,
+            # Thirds have no exact product: the order of operations shows.
+            scales=(scales[:, None] / 3).astype(np.float32),
+            column_scales=(columns / 3).astype(np.float32),
+        ),
+    }
+
+
+def write_columns(folder: Path) -> None:
+    """The file of column scales, which came after the others."""
+    stored = column_tensors()
+    (folder / "columns.fly").write_bytes(write_container(stored, codec="ans")[0])
+    expected = {name: tensor.dequantize() for name, tensor in stored.items()}
+    write_safetensors(folder / "columns.safetensors", expected)
+
+
 def main(folder: Path) -> None:
     """Write every frozen file."""
     folder.mkdir(parents=True)
@@ -270,3 +314,4 @@ if __name__ == "__main__":
     main(Path(sys.argv[1]))
     write_floats(Path(sys.argv[1]))
     write_example_stream(Path(sys.argv[1]))
+    write_columns(Path(sys.argv[1]))

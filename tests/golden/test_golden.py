@@ -17,6 +17,7 @@ from flyweight.errors import CorruptStreamError, UnsupportedError
 from flyweight.format.inspect import inspect
 from flyweight.interop import read_safetensors
 from flyweight.kernels.dispatch import Backend, backend
+from flyweight.quant.grid import QuantizedTensor
 from flyweight.submission.decode_streams import FLY_DAMAGE, decode_planes
 from flyweight.submission.decoder import decode_fly
 from flyweight.typing import Symbols
@@ -83,6 +84,35 @@ def test_files_with_side_words(path: Path, kernels: Backend) -> None:
         for name, array in expected.items():
             assert file.section_bytes(name)[0] >> 6 == MODE_SIDE
             assert file[name].tobytes() == shipped[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_column_scales(kernels: Backend) -> None:
+    expected, _ = read_safetensors(FOLDER / "v1" / "columns.safetensors")
+    shipped, _ = decode_fly((FOLDER / "v1" / "columns.fly").read_bytes())
+    file = flyweight.open(FOLDER / "v1" / "columns.fly")
+    assert sorted(file) == sorted(shipped) == sorted(expected)
+    with backend(kernels):
+        file.verify()
+        for name, array in expected.items():
+            assert file[name].dtype == array.dtype
+            assert file[name].tobytes() == array.tobytes(), name
+            widened = shipped[name].astype(array.dtype)  # the shipped decoder has no bfloat16
+            assert np.array_equal(widened.astype(np.float32), shipped[name].astype(np.float32))
+            assert widened.tobytes() == array.tobytes(), name
+    report = inspect(file)
+    assert [part.role for part in report.sections[1].parts] == ["codes", "scales", "column_scales"]
+    assert report.total_bytes == sum(report.by_class.values())
+    assert report.sections[0].grid == "-7..7, float16 scale per 24 columns and per column"
+
+
+def test_the_order_of_dequantization_shows() -> None:
+    """The frozen file would notice a reader that multiplies both scales first."""
+    stored = flyweight.open(FOLDER / "v1" / "columns.fly").stored("wide32")
+    assert isinstance(stored, QuantizedTensor)
+    assert stored.column_scales is not None
+    other = stored.codes.astype(np.float32) * (stored.scales * stored.column_scales)
+    assert not np.array_equal(other, stored.dequantize())
 
 
 def symbols_and_alphabet(path: Path) -> tuple[Symbols, int]:

@@ -70,7 +70,8 @@ def test_entries_of_another_kind(path: Path, name: str, entry: object) -> None:
 
 
 VALUES = [None, True, -129, 1e400, -31.5, 10**30, "", "O", "f2", "V8", "float16,", [], [2, -3], {}]
-FIELDS = ["dtype", "shape", "lo", "hi", "group_size", "is_symmetric", "scale_dtype", "surplus"]
+FIELDS = ["dtype", "shape", "lo", "hi", "group_size", "is_symmetric", "scale_dtype"]
+FIELDS += ["has_column_scales", "surplus"]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -104,6 +105,8 @@ def test_a_field_that_is_missing(path: Path, field: str) -> None:
         ({"w_codes": np.full((2, 3), 8, np.int8)}, "tensor 'w': codes are 8 to 8, .* -7 to 7"),
         ({"w_codes": np.zeros((2, 3))}, "tensor 'w': codes must be int8"),
         ({"w_zero_points": np.zeros((2, 1), np.float16)}, "tensor 'w': zero_points go with"),
+        ({"w_column_scales": np.ones(3, np.float16)}, "tensor 'w': column_scales go with"),
+        ({"w_scales": np.full((2, 1), np.nan, np.float16)}, "tensor 'w': scales has nan"),
     ],
 )
 def test_arrays_that_do_not_fit(path: Path, arrays: dict[str, object], match: str) -> None:

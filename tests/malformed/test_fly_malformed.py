@@ -24,7 +24,7 @@ from flyweight.submission.decoder import decode_fly
 
 
 def small_file() -> bytes:
-    """Two tensors, a config and metadata in a few hundred bytes."""
+    """Three tensors, a config and metadata in a few hundred bytes."""
     rng = np.random.default_rng(0)
     codes = np.clip(rng.normal(0, 2, size=(4, 40)).round(), -7, 7).astype(np.int8)
     tensors = {
@@ -34,6 +34,14 @@ def small_file() -> bytes:
             grid=Grid(lo=-7, hi=7),
             codes=codes,
             scales=rng.random((4, 1)).astype(np.float16),
+        ),
+        "columns": QuantizedTensor(
+            shape=(2, 3),
+            dtype=np.dtype(np.float32),
+            grid=Grid(lo=-7, hi=7, has_column_scales=True),
+            codes=codes[:2, :3].copy(),
+            scales=rng.random((2, 1)).astype(np.float16),
+            column_scales=rng.random(3).astype(np.float16),
         ),
         "gain": PlainTensor(values=np.ones(5, dtype=np.float32), dtype=np.dtype(np.float32)),
     }
@@ -79,14 +87,14 @@ def test_damage_names_the_tensor() -> None:
     data = small_file()
     start = 14 + struct.unpack_from("<I", data, 6)[0]
     file = flyweight.open(data)
-    length = file.sections["blocks.0.w"].length
-    offset = len(data) - 4 - file.sections["gain"].length - length
-    assert start < offset
-    for position, name in ((offset, "blocks.0.w"), (offset + length, "gain")):
+    position = len(data) - 4 - sum(section.length for section in file.sections.values())
+    assert start < position
+    for name, section in file.sections.items():
         damaged = bytearray(data)
         damaged[position] ^= 0x10
         with pytest.raises(CorruptStreamError, match=f"section '{name}' at byte {position}"):
             unpack(sealed(damaged))
+        position += section.length
 
 
 def test_flips_behind_right_checksums_never_crash() -> None:
@@ -172,6 +180,11 @@ def test_the_entry_by_hand_is_right() -> None:
         (plain_entry(shape=(0,)), CorruptStreamError, "0 symbols in 4 bytes"),
         (plain_entry(name=b"\xff"), CorruptStreamError, "not UTF-8"),
         (plain_entry(kind=2, rest=b"\x02\x00\x00\x04"), CorruptStreamError, "come back as uint8"),
+        (
+            plain_entry(kind=1, dtype=1, rest=b"\x08\x00\x01\x00"),
+            UnsupportedError,
+            "grid flags 0x8",
+        ),
         (b"\x05\x01w" + plain_entry()[3:], CorruptStreamError, "shares 5 bytes"),
     ],
 )
@@ -205,6 +218,39 @@ def test_values_that_no_writer_stores() -> None:
     entry += struct.pack("<I", zlib.crc32(body))
     with pytest.raises(CorruptStreamError, match="scales: a value is not finite"):
         unpack(with_directory(b"\x01\x00\x00" + entry, body))
+
+
+def column_scaled(column_scales: bytes, rest: bytes) -> bytes:
+    """A row of two codes, 0 and 1, with a row scale of 2 and these column scales."""
+    body = b"\x00\x01" + np.float16(2).tobytes() + column_scales
+    rest = b"\x04\x00\x01\x00" + b"\x00\x00\x02" + b"\x00\x00\x02" + rest
+    entry = plain_entry(kind=1, dtype=1, shape=(1, 2), rest=rest)[:-4]
+    entry += struct.pack("<I", zlib.crc32(body))
+    return with_directory(b"\x01\x00\x00" + entry, body)
+
+
+def test_column_scales_by_hand() -> None:
+    data = column_scaled(np.array([3, 5], np.float16).tobytes(), b"\x00\x00\x04")
+    assert unpack(data)["w"].tolist() == decode_fly(data)[0]["w"].tolist() == [[0.0, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("column_scales", "rest", "message"),
+    [
+        (
+            np.array([3, np.inf], np.float16),
+            b"\x00\x00\x04",
+            "column_scales: a value is not finite",
+        ),
+        (np.array([3], np.float16), b"\x00\x00\x02", "2 symbols, expected 4"),
+        (np.array([], np.float16), b"\x00\x00\x00", "column_scales: 4 symbols in 0 bytes"),
+    ],
+)
+def test_column_scales_that_no_writer_stores(
+    column_scales: np.ndarray, rest: bytes, message: str
+) -> None:
+    with pytest.raises(CorruptStreamError, match=message):
+        unpack(column_scaled(column_scales.tobytes(), rest))
 
 
 def test_unknown_codec_names_tensor_and_id() -> None:
@@ -350,6 +396,7 @@ def test_the_tail_by_hand_is_right() -> None:
         (b"\x00\xff\x01\x80\x02\x00", "257 codes from -128 on"),
         (b"\x00\x00" + b"\xff" * 4 + b"\x7f\x00", "34359738368 codes"),  # took a list as long
         (b"\x00\x00" + b"\xff" * 9 + b"\x7f\x00", "more than nine bytes"),
+        (b"\x08\x00\x01\x00", "grid flags 0x8"),
     ],
 )
 def test_the_shipped_decoder_bounds_the_alphabet(rest: bytes, message: str) -> None:

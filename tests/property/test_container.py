@@ -14,6 +14,7 @@ from flyweight.errors import InvalidArgumentError, UnsupportedError
 from flyweight.format.container import PlainTensor, Stored, write_container
 from flyweight.format.header import DTYPES
 from flyweight.format.inspect import inspect
+from flyweight.format.stored import arrays_of
 from flyweight.quant.config import QuantConfig, QuantRule
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.submission.decoder import decode_fly
@@ -51,12 +52,14 @@ def _quantized(
         group_size=draw(st.sampled_from([0, 1, 3])),
         is_symmetric=draw(st.booleans()),
         scale_dtype=draw(st.sampled_from(["float16", "float32"])),
+        has_column_scales=draw(st.booleans()),
     )
     rows, cols = shape[0], int(np.prod(shape[1:]))
     scales = rng.random((rows, grid.groups(cols))).astype(grid.scale_dtype)
     zero_points = None
     if not grid.is_symmetric:
         zero_points = rng.integers(lo, hi + 1, size=scales.shape).astype(grid.scale_dtype)
+    column_scales = rng.random(cols).astype(grid.scale_dtype) if grid.has_column_scales else None
     return QuantizedTensor(
         shape=shape,
         dtype=np.dtype(draw(st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]))),
@@ -64,6 +67,7 @@ def _quantized(
         codes=rng.integers(lo, hi + 1, size=(rows, cols)).astype(np.int8),
         scales=scales,
         zero_points=zero_points,
+        column_scales=column_scales,
     )
 
 
@@ -102,7 +106,8 @@ def test_round_trip_through_both_readers(
         if isinstance(tensor, QuantizedTensor):
             assert isinstance(back, QuantizedTensor)
             assert np.array_equal(back.codes, tensor.codes)
-            assert back.scales.tobytes() == tensor.scales.tobytes()
+            for role, array in arrays_of(tensor).items():
+                assert arrays_of(back)[role].tobytes() == array.tobytes(), role
             assert back.grid == tensor.grid
         assert file[name].shape == others[name].shape
         assert file[name].dtype == tensor.dtype

@@ -62,6 +62,40 @@ def test_dequantization_is_one_operation_at_a_time() -> None:
             assert values[row, col] == np.float32(shifted) * scales[row, 0]
 
 
+def test_column_scales_come_last() -> None:
+    grid = Grid(lo=-128, hi=127, is_symmetric=False, scale_dtype="float32", has_column_scales=True)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-128, 128, size=(16, 9)).astype(np.int8)
+    scales, zeros = rng.random((2, 16, 1), dtype=np.float32)
+    columns = rng.random(9, dtype=np.float32)
+    values = grid.dequantize(codes, scales, zeros, columns)
+    for row in range(16):
+        for col in range(9):
+            of_row = (np.float32(codes[row, col]) - zeros[row, 0]) * scales[row, 0]
+            assert values[row, col] == of_row * columns[col]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (None, "column_scales go with grids that have them"),
+        (np.ones(3, np.float16), r"column_scales must be float16 of shape \(4,\)"),
+        (np.ones(4, np.float32), "column_scales must be float16 of shape"),
+        (np.array([1, 1, np.nan, 1], np.float16), r"column_scales has nan at \[2\]"),
+    ],
+)
+def test_column_scales_are_checked(columns: np.ndarray | None, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        QuantizedTensor(
+            shape=(3, 4),
+            dtype=np.dtype(np.float32),
+            grid=Grid(lo=-7, hi=7, has_column_scales=True),
+            codes=np.zeros((3, 4), np.int8),
+            scales=np.ones((3, 1), np.float16),
+            column_scales=columns,
+        )
+
+
 def test_quantized_tensors_come_back_in_their_dtype() -> None:
     weights = matrix()
     grid = Grid.symmetric(6)
@@ -87,7 +121,9 @@ def test_quantized_tensors_come_back_in_their_dtype() -> None:
     [
         ({"codes": np.zeros((3, 4), np.int16)}, "codes must be int8"),
         ({"scales": np.zeros((3, 2), np.float16)}, r"scales must be float16 of shape \(3, 1\)"),
+        ({"scales": np.full((3, 1), np.inf, np.float16)}, r"scales has inf at \[0, 0\]"),
         ({"zero_points": np.zeros((3, 1), np.float16)}, "affine"),
+        ({"column_scales": np.ones(4, np.float16)}, "column_scales go with grids that have them"),
     ],
 )
 def test_quantized_tensors_are_checked(changes: dict[str, np.ndarray], message: str) -> None:

@@ -11,7 +11,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +28,10 @@ from flyweight.format.header import (
     read_directory,
     write_directory,
 )
+from flyweight.format.stored import PlainTensor, Stored, arrays_of
 from flyweight.format.wire import FieldValue, read_fields, read_pairs, write_fields, write_pairs
 from flyweight.kernels.parallel import map_parallel
-from flyweight.quant.grid import QuantizedTensor, from_float32, matrix_shape
+from flyweight.quant.grid import QuantizedTensor, from_float32
 from flyweight.typing import AnyArray
 
 __all__ = ["FlyFile", "PlainTensor", "Stored", "open", "write_container"]
@@ -40,19 +40,6 @@ MAGIC = b"\x89FLY"
 VERSION = 1
 HEADER = struct.Struct("<4sBBII")
 TRAILER = struct.Struct("<I")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainTensor:
-    """A tensor kept as it is, or as another float dtype of fewer bytes."""
-
-    values: AnyArray
-    """Any shape, at most 8 axes, in the dtype that is stored."""
-    dtype: np.dtype[np.generic]
-    """Dtype that loading gives back; differs from that of ``values`` for float tensors only."""
-
-
-Stored = QuantizedTensor | PlainTensor
 
 
 def write_container(
@@ -322,26 +309,22 @@ def _code(
     name: str, tensor: Stored, codec: str, effort: Effort
 ) -> tuple[Section, bytes, dict[str, Choice]]:
     """Section entry, section bytes and choices of one tensor; see :func:`_decode`."""
-    arrays: list[tuple[str, AnyArray, int]]
     if isinstance(tensor, QuantizedTensor):
         shape, grid = tensor.shape, tensor.grid
-        symbols = (tensor.codes.astype(np.int16) - grid.lo).astype(np.uint8)
-        arrays = [("codes", symbols, grid.alphabet_size), ("scales", tensor.scales, 256)]
-        if tensor.zero_points is not None:
-            arrays.append(("zero_points", tensor.zero_points, 256))
     else:
         shape, grid = tensor.values.shape, None
-        matrix = tensor.values.reshape(matrix_shape(shape or (1,)))
-        arrays = [("data", matrix, 256)]
-    if arrays[-1][1].dtype not in DTYPE_IDS or len(shape) > MAX_AXES:
+    arrays = arrays_of(tensor)
+    last = [*arrays.values()][-1].dtype
+    if last not in DTYPE_IDS or len(shape) > MAX_AXES:
         raise InvalidArgumentError(
-            f"tensor {name!r}: {arrays[-1][1].dtype} with {len(shape)} axes cannot be stored; "
+            f"tensor {name!r}: {last} with {len(shape)} axes cannot be stored; "
             f"at most {MAX_AXES} axes of {', '.join(map(str, DTYPE_IDS))}"
         )
     parts = []
     choices = {}
     body = b""
-    for role, array, alphabet_size in arrays:
+    for role, array in arrays.items():
+        alphabet_size = grid.alphabet_size if grid and role == "codes" else 256
         choice = select(array, alphabet_size=alphabet_size, codec=codec, effort=effort)
         choices[role] = choice
         body += b"".join(stream for _, stream in choice.streams)
@@ -376,7 +359,7 @@ def _decode(section: Section, body: memoryview) -> Stored:
         if arrays["data"].dtype == np.bool_ and arrays["data"].view(np.uint8).max(initial=0) > 1:
             raise CorruptStreamError("data: a bool is neither 0 nor 1")
         return PlainTensor(values=arrays["data"].reshape(section.shape), dtype=section.dtype)
-    for role in ("scales", "zero_points"):
+    for role in ("scales", "zero_points", "column_scales"):
         if role in arrays and not np.isfinite(arrays[role]).all():
             raise CorruptStreamError(f"{role}: a value is not finite")
     codes = (arrays["codes"].astype(np.int16) + section.grid.lo).astype(np.int8)
@@ -387,6 +370,7 @@ def _decode(section: Section, body: memoryview) -> Stored:
         codes=codes,
         scales=arrays["scales"],
         zero_points=arrays.get("zero_points"),
+        column_scales=arrays["column_scales"][0] if section.grid.has_column_scales else None,
     )
 
 

@@ -57,12 +57,12 @@ MAX_NAME_BYTES = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One array of a section: codes, scales, zero-points or data."""
+    """One array of a section: codes, scales of rows or columns, zero-points or data."""
 
     role: str
-    """``codes``, ``scales``, ``zero_points`` or ``data``."""
+    """``codes``, ``scales``, ``zero_points``, ``column_scales`` or ``data``."""
     shape: tuple[int, int]
-    """Rows and columns."""
+    """Rows and columns; column scales are one row."""
     dtype: np.dtype[np.generic]
     """Of the elements; codes are stored as uint8 symbols."""
     alphabet_size: int
@@ -250,6 +250,8 @@ def _read_section(reader: Reader, name: str) -> Section:
         wanted.append(("scales", scales, scale, 256))
         if not grid.is_symmetric:
             wanted.append(("zero_points", scales, scale, 256))
+        if grid.has_column_scales:
+            wanted.append(("column_scales", (1, cols), scale, 256))
     elif kind in (KIND_PLAIN, KIND_CAST):
         stored = _dtype(reader.u8()) if kind == KIND_CAST else dtype
         wanted.append(("data", matrix_shape(shape or (1,)), stored, 256))
@@ -294,6 +296,7 @@ def _read_part(
 
 def _write_grid(grid: Grid) -> bytes:
     flags = (not grid.is_symmetric) | (grid.scale_dtype == "float32") << 1
+    flags |= grid.has_column_scales << 2
     return (
         bytes([flags])
         + write_zigzag(grid.lo)
@@ -304,7 +307,7 @@ def _write_grid(grid: Grid) -> bytes:
 
 def _read_grid(reader: Reader) -> Grid:
     flags = reader.u8()
-    if flags > 3:
+    if flags > 7:
         raise UnsupportedError(f"grid flags {flags:#x} are not known to this version")
     lo = reader.zigzag()
     hi = lo + reader.varint()
@@ -314,6 +317,7 @@ def _read_grid(reader: Reader) -> Grid:
         group_size=reader.varint(),
         is_symmetric=not flags & 1,
         scale_dtype="float32" if flags & 2 else "float16",
+        has_column_scales=bool(flags & 4),
     )
 
 

@@ -14,6 +14,7 @@ from flyweight.codecs.layout import LAYOUT_NAMES
 from flyweight.codecs.select import Candidate, Effort, select
 from flyweight.format.container import TRAILER, FlyFile, open  # noqa: A004
 from flyweight.format.header import Part, Section
+from flyweight.format.stored import arrays_of
 from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.grid import QuantizedTensor
 from flyweight.typing import AnyArray
@@ -21,12 +22,22 @@ from flyweight.typing import AnyArray
 __all__ = ["FileReport", "PartReport", "SectionReport", "information_bits", "inspect"]
 
 
+CLASSES = {
+    "codes": "codes",
+    "scales": "scales",
+    "zero_points": "scales",
+    "column_scales": "scales",
+    "data": "float",
+}
+"""Role of a part to the class in :attr:`FileReport.by_class` that counts its bytes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartReport:
     """One array of a section."""
 
     role: str
-    """``codes``, ``scales``, ``zero_points`` or ``data``."""
+    """``codes``, ``scales``, ``zero_points``, ``column_scales`` or ``data``."""
     elements: int
     """Elements of the array."""
     layout: str
@@ -73,8 +84,9 @@ class FileReport:
     total_bytes: int
     """Size of the file."""
     by_class: dict[str, int] = field(default_factory=dict)
-    """Bytes of ``codes``, ``scales``, ``float``, ``tables``, ``config``, ``metadata`` and
-    ``directory`` (header, index and checksums); they sum to ``total_bytes``."""
+    """Bytes of ``codes``, ``scales`` (with zero-points and column scales), ``float``, ``tables``,
+    ``config``, ``metadata`` and ``directory`` (header, index and checksums); they sum to
+    ``total_bytes``."""
     sections: tuple[SectionReport, ...] = ()
     """Tensors in the order of the file."""
 
@@ -110,8 +122,7 @@ def inspect(
     by_class = dict.fromkeys(("codes", "scales", "float", "tables"), 0)
     for section in sections:
         for part in section.parts:
-            role = {"data": "float", "zero_points": "scales"}.get(part.role, part.role)
-            by_class[role] += part.stored_bytes - part.table_bytes
+            by_class[CLASSES[part.role]] += part.stored_bytes - part.table_bytes
             by_class["tables"] += part.table_bytes
     directory = file.directory
     by_class["config"] = directory.config[0] if directory.config else 0
@@ -122,15 +133,12 @@ def inspect(
 
 def _section(file: FlyFile, section: Section, effort: Effort | None) -> SectionReport:
     stored = file.stored(section.name)
+    arrays = arrays_of(stored)
     if isinstance(stored, QuantizedTensor):
-        symbols = (stored.codes.astype(np.int16) - stored.grid.lo).astype(np.uint8)
-        arrays: dict[str, AnyArray] = {"codes": symbols, "scales": stored.scales}
-        if stored.zero_points is not None:
-            arrays["zero_points"] = stored.zero_points
         per = f"{stored.grid.group_size} columns" if stored.grid.group_size else "row"
+        per += " and per column" if stored.grid.has_column_scales else ""
         grid = f"{stored.grid.lo}..{stored.grid.hi}, {stored.grid.scale_dtype} scale per {per}"
     else:
-        arrays = {"data": stored.values.reshape(section.parts[0].shape)}
         grid = "" if stored.values.dtype == stored.dtype else f"stored as {stored.values.dtype}"
     offset = 0
     body = file.section_bytes(section.name)

@@ -23,7 +23,11 @@ SCALE_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A uniform grid: ``weight = scale x (code - zero_point)`` with codes ``lo .. hi``."""
+    """A uniform grid: ``weight = scale x (code - zero_point)`` with codes ``lo .. hi``.
+
+    The scale is that of the row (or of a group of its columns), times that of the column where
+    the grid has column scales.
+    """
 
     lo: int
     """Smallest code, at least -128."""
@@ -34,7 +38,9 @@ class Grid:
     is_symmetric: bool = True
     """Symmetric grids have no zero-points: ``weight = scale x code``."""
     scale_dtype: str = "float16"
-    """What scales (and zero-points) are stored as: ``float16`` or ``float32``."""
+    """What scales of both kinds (and zero-points) are stored as: ``float16`` or ``float32``."""
+    has_column_scales: bool = False
+    """Whether every column has a scale too, which multiplies that of the row."""
 
     def __post_init__(self) -> None:
         if not -128 <= self.lo <= self.hi <= 127:
@@ -73,7 +79,11 @@ class Grid:
         return (np.arange(cols) // size).astype(np.int32)
 
     def dequantize(
-        self, codes: Codes, scales: AnyArray, zero_points: AnyArray | None = None
+        self,
+        codes: Codes,
+        scales: AnyArray,
+        zero_points: AnyArray | None = None,
+        column_scales: AnyArray | None = None,
     ) -> NDArray[np.float32]:
         """Weights of codes, in the one order of operations that the format specifies.
 
@@ -82,11 +92,12 @@ class Grid:
         codes : (rows, cols) int8
         scales : (rows, groups) of ``scale_dtype``
         zero_points : (rows, groups) of ``scale_dtype``; None on a symmetric grid
+        column_scales : (cols,) of ``scale_dtype``; None on a grid without them
 
         Returns
         -------
-        (rows, cols) float32: ``float32(scale) * (float32(code) - float32(zero_point))``, each
-        operation rounded to float32 once
+        (rows, cols) float32: ``(float32(code) - float32(zero_point)) * float32(scale) *
+        float32(column_scale)`` from left to right, each operation rounded to float32 once
 
         References
         ----------
@@ -99,6 +110,8 @@ class Grid:
         if zero_points is not None:
             values -= zero_points.astype(np.float32)[:, groups]
         values *= scales.astype(np.float32)[:, groups]
+        if column_scales is not None:
+            values *= column_scales.astype(np.float32)
         return values
 
 
@@ -118,6 +131,8 @@ class QuantizedTensor:
     """(rows, groups) of the grid's scale dtype."""
     zero_points: AnyArray | None = None
     """(rows, groups) of the grid's scale dtype, or None on a symmetric grid."""
+    column_scales: AnyArray | None = None
+    """(cols,) of the grid's scale dtype, or None on a grid without them."""
 
     def __post_init__(self) -> None:
         rows, cols = matrix_shape(self.shape)
@@ -129,18 +144,29 @@ class QuantizedTensor:
             )
         if (self.zero_points is None) != self.grid.is_symmetric:
             raise InvalidArgumentError("zero_points go with affine grids, and only with them")
-        for name, array in (("scales", self.scales), ("zero_points", self.zero_points)):
-            if array is not None and (
-                array.dtype != self.grid.scale_dtype or array.shape != expected
-            ):
-                raise InvalidArgumentError(
-                    f"{name} must be {self.grid.scale_dtype} of shape {expected}, "
-                    f"got {array.dtype} of shape {array.shape}"
-                )
+        if (self.column_scales is not None) != self.grid.has_column_scales:
+            raise InvalidArgumentError(
+                "column_scales go with grids that have them, and only with them"
+            )
+        self._check_scales("scales", self.scales, expected)
+        self._check_scales("zero_points", self.zero_points, expected)
+        self._check_scales("column_scales", self.column_scales, (cols,))
+
+    def _check_scales(self, name: str, array: AnyArray | None, shape: tuple[int, ...]) -> None:
+        if array is None:
+            return
+        if array.dtype != self.grid.scale_dtype or array.shape != shape:
+            raise InvalidArgumentError(
+                f"{name} must be {self.grid.scale_dtype} of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+            raise InvalidArgumentError(f"{name} has {array[at]} at {list(at)}")
 
     def dequantize(self) -> AnyArray:
         """The tensor, in its own shape and dtype."""
-        values = self.grid.dequantize(self.codes, self.scales, self.zero_points)
+        values = self.grid.dequantize(self.codes, self.scales, self.zero_points, self.column_scales)
         return from_float32(values.reshape(self.shape), self.dtype)
 
 

@@ -64,7 +64,7 @@ class FlyPart(NamedTuple):
 
 
 class FlyEntry(NamedTuple):
-    """One tensor; ``grid`` is the smallest code, the group size and whether it is affine."""
+    """One tensor; ``grid`` is the smallest code, the group size and the flags of the grid."""
 
     name: str
     shape: tuple[int, ...]
@@ -76,12 +76,14 @@ class FlyEntry(NamedTuple):
         """Dequantize, in float32 and in this order; see "Dequantization" in docs/format.md."""
         values, stored = arrays[0], self.parts[0].dtype
         if self.grid is not None and values.size:
-            lo, group, affine = self.grid
+            lo, group, flags = self.grid
             columns = np.arange(values.shape[1]) // group
             values = (values.astype(np.int16) + lo).astype(np.float32)
-            if affine:
+            if flags & 1:
                 values -= arrays[2].astype(np.float32)[:, columns]
             values *= arrays[1].astype(np.float32)[:, columns]
+            if flags & 4:
+                values *= arrays[-1].astype(np.float32)
         elif stored == FLY_BFLOAT16:
             values = (values.astype(np.uint32) << 16).view(np.float32)
         if self.grid is None and stored == self.dtype:
@@ -102,12 +104,16 @@ def read_entry(reader: FlyReader, name: str) -> FlyEntry:
     grid = None
     if kind == 1:
         flags, lo, alphabet = reader.take(1)[0], reader.zigzag(), reader.varint() + 1
+        if flags > 7:
+            raise FlyError(f"grid flags {flags:#x} are not known")
         if lo < -128 or lo + alphabet > 128:
             raise FlyError(f"{alphabet} codes from {lo} on are not in int8")
         group = reader.varint() or max(matrix[1], 1)
-        grid = (lo, group, flags & 1)
-        scales = (1 if flags & 2 else 2, (matrix[0], -(-matrix[1] // group)), 256)
-        wanted = [(9, matrix, alphabet), scales, scales][: 2 + (flags & 1)]
+        grid = (lo, group, flags)
+        scale = 1 if flags & 2 else 2
+        wanted = [(9, matrix, alphabet)]
+        wanted += [(scale, (matrix[0], -(-matrix[1] // group)), 256)] * (1 + (flags & 1))
+        wanted += [(scale, (1, matrix[1]), 256)] * (flags >> 2)
     elif kind in (0, 2):
         wanted = [(reader.take(1)[0] if kind == 2 else dtype, matrix, 256)]
     else:
