@@ -30,7 +30,9 @@ from flyweight.quant.grid import Grid, QuantizedTensor, matrix_shape
 from flyweight.typing import AnyArray
 
 __all__ = [
+    "FLOAT_DTYPES",
     "TensorReport",
+    "keep_tensor",
     "load_stored",
     "pack",
     "quantize",
@@ -106,7 +108,7 @@ def quantize(
                 hessian = (hessians or {}).get(name)
                 stored[name], report = _quantize_tensor(name, array, rule, config, hessian)
             else:
-                stored[name] = _keep(array, config)
+                stored[name] = keep_tensor(array, is_source=config.passthrough_dtype == "source")
                 report = TensorReport(
                     name=name,
                     method="float",
@@ -341,9 +343,9 @@ def _quantize_tensor(
     return tensor, report
 
 
-def _keep(array: AnyArray, config: QuantConfig) -> PlainTensor:
+def keep_tensor(array: AnyArray, *, is_source: bool = False) -> PlainTensor:
     """A tensor as it is, or as float16 where that loses no more than float16's precision."""
-    if array.dtype not in FLOAT_DTYPES or config.passthrough_dtype == "source":
+    if array.dtype not in FLOAT_DTYPES or is_source:
         return PlainTensor(values=array, dtype=array.dtype)
     if not np.isfinite(array).all():
         at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())

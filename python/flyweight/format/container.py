@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,16 @@ from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.grid import QuantizedTensor, from_float32
 from flyweight.typing import AnyArray
 
-__all__ = ["FlyFile", "PlainTensor", "Stored", "open", "write_container"]
+__all__ = [
+    "CodedTensor",
+    "FlyFile",
+    "PlainTensor",
+    "Stored",
+    "assemble",
+    "code_tensors",
+    "open",
+    "write_container",
+]
 
 MAGIC = b"\x89FLY"
 VERSION = 1
@@ -71,24 +81,58 @@ def write_container(
     The same input gives the same bytes with the same versions of the codec libraries, whatever the
     number of threads.
     """
-    names = sorted(tensors, key=lambda text: text.encode("utf-8"))
+    coded = code_tensors(tensors, codec=codec, effort=effort, threads=threads)
+    data = assemble(coded, config=config, metadata=metadata)
+    return data, {name: tensor.choices for name, tensor in coded.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedTensor:
+    """A tensor as it lies in a file, before the file is put together."""
+
+    section: Section
+    """Its entry in the directory."""
+    body: bytes
+    """Its bytes."""
+    choices: dict[str, Choice]
+    """Role (``codes``, ``scales``, ...) to what was tried for it."""
+
+
+def code_tensors(
+    tensors: Mapping[str, Stored],
+    *,
+    codec: str = "auto",
+    effort: Effort = "default",
+    threads: int | None = None,
+) -> dict[str, CodedTensor]:
+    """The smallest streams of each tensor, by name; see :func:`write_container`."""
+    names = list(tensors)
     coded = map_parallel(
         lambda name: _code(name, tensors[name], codec, effort),
         names,
         sizes=[_size(tensors[name]) for name in names],
         threads=threads,
     )
-    sections = [section for section, _, _ in coded]
-    bodies = [body for _, body, _ in coded]
-    choices = {name: choice for name, (_, _, choice) in zip(names, coded, strict=True)}
+    return dict(zip(names, coded, strict=True))
+
+
+def assemble(
+    coded: Mapping[str, CodedTensor],
+    *,
+    config: Mapping[int, FieldValue] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The file of coded tensors; see :func:`write_container`."""
+    ordered = [coded[name] for name in sorted(coded, key=lambda text: text.encode("utf-8"))]
     extras = [write_fields(config or {}), write_pairs(metadata or {})]
     entries = [(len(raw), zlib.crc32(raw)) if raw else None for raw in extras]
+    sections = tuple(tensor.section for tensor in ordered)
     directory = write_directory(
-        Directory(config=entries[0], metadata=entries[1], sections=tuple(sections))
+        Directory(config=entries[0], metadata=entries[1], sections=sections)
     )
     header = HEADER.pack(MAGIC, VERSION, 0, len(directory), zlib.crc32(directory))
-    data = b"".join([header, directory, *extras, *bodies])
-    return data + TRAILER.pack(zlib.crc32(data)), choices
+    data = b"".join([header, directory, *extras, *(tensor.body for tensor in ordered)])
+    return data + TRAILER.pack(zlib.crc32(data))
 
 
 class FlyFile:
@@ -305,10 +349,8 @@ def _size(tensor: Stored) -> int:
     return (tensor.codes if isinstance(tensor, QuantizedTensor) else tensor.values).nbytes
 
 
-def _code(
-    name: str, tensor: Stored, codec: str, effort: Effort
-) -> tuple[Section, bytes, dict[str, Choice]]:
-    """Section entry, section bytes and choices of one tensor; see :func:`_decode`."""
+def _code(name: str, tensor: Stored, codec: str, effort: Effort) -> CodedTensor:
+    """One tensor as it will lie in the file; see :func:`_decode`."""
     if isinstance(tensor, QuantizedTensor):
         shape, grid = tensor.shape, tensor.grid
     else:
@@ -346,7 +388,7 @@ def _code(
         parts=tuple(parts),
         checksum=zlib.crc32(body),
     )
-    return section, body, choices
+    return CodedTensor(section=section, body=body, choices=choices)
 
 
 def _decode(section: Section, body: memoryview) -> Stored:
