@@ -23,10 +23,10 @@ from flyweight.format.container import PlainTensor, Stored, open, write_containe
 from flyweight.format.header import DTYPE_IDS
 from flyweight.format.wire import FieldValue
 from flyweight.interop import read_safetensors, write_safetensors
-from flyweight.quant.clip import sdclip_scales
 from flyweight.quant.config import QuantConfig, QuantRule
 from flyweight.quant.gptq import hessian_error, quantize_matrix
 from flyweight.quant.grid import Grid, QuantizedTensor, matrix_shape
+from flyweight.quant.scale_rules import find_scales
 from flyweight.typing import AnyArray
 
 __all__ = [
@@ -315,28 +315,35 @@ def _quantize_tensor(
     hessian: NDArray[np.float32] | None,
 ) -> tuple[QuantizedTensor, TensorReport]:
     weights = np.ascontiguousarray(array.reshape(matrix_shape(array.shape)), dtype=np.float32)
-    grid = Grid.symmetric(rule.bits)
+    grid = rule.build_grid()
     if not np.isfinite(weights).all():
         row, col = (int(i) for i in np.argwhere(~np.isfinite(weights))[0])
         raise InvalidArgumentError(f"{weights[row, col]} at row {row}, column {col}")
-    scales = sdclip_scales(weights, grid, k=rule.k)
+    scales, zero_points = find_scales(weights, grid, rule=rule.scale, k=rule.k, hessian=hessian)
     result = quantize_matrix(
         weights,
         scales,
         grid,
         hessian=hessian,
+        zero_points=zero_points,
         damp_ratio=config.damp_ratio,
         act_order=config.act_order,
         block_cols=config.block_cols,
     )
     tensor = QuantizedTensor(
-        shape=array.shape, dtype=array.dtype, grid=grid, codes=result.codes, scales=scales
+        shape=array.shape,
+        dtype=array.dtype,
+        grid=grid,
+        codes=result.codes,
+        scales=scales,
+        zero_points=zero_points,
     )
+    dequantized = grid.dequantize(result.codes, scales, zero_points)
     report = TensorReport(
         name=name,
         method="rtn" if result.damp_ratio is None else "gptq",
-        bits=rule.bits,
-        relative_error=hessian_error(weights, grid.dequantize(result.codes, scales), hessian),
+        bits=grid.bits,
+        relative_error=hessian_error(weights, dequantized, hessian),
         damp_ratio=result.damp_ratio,
         dead_columns=result.dead_columns,
     )

@@ -144,6 +144,14 @@ def test_stored_tensors_survive_safetensors(tmp_path) -> None:
         "gain": rng.normal(size=(9,)).astype(np.float32),
     }
     stored, _ = quantize(tensors, QuantConfig.uniform(5))
+    stored["columns"] = QuantizedTensor(
+        shape=(3, 4),
+        dtype=np.dtype(np.float32),
+        grid=Grid(lo=-7, hi=7, has_column_scales=True),
+        codes=np.arange(-6, 6, dtype=np.int8).reshape(3, 4),
+        scales=np.ones((3, 1), np.float16),
+        column_scales=np.arange(1, 5, dtype=np.float16),
+    )
     save_stored(tmp_path / "codes.safetensors", stored)
     again = load_stored(tmp_path / "codes.safetensors")
     assert write_container(stored)[0] == write_container(again)[0]
@@ -215,6 +223,32 @@ def test_rules_choose_grids_by_name() -> None:
     assert [report.bits for report in reports] == [8, 6, 0, 0]
     assert isinstance(stored["other"], PlainTensor)
     assert stored["other"].values.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        QuantRule(match="w", bits=6, k=12.85, group_size=20),
+        QuantRule(match="w", bits=4, scale="min-max", is_symmetric=False),
+        QuantRule(match="w", bits=5, scale="min-max", is_symmetric=False, group_size=20),
+        QuantRule(match="w", levels="ternary", scale="threshold"),
+        QuantRule(match="w", levels="pentanary", scale="hessian", group_size=20),
+    ],
+    ids=lambda rule: f"{rule.levels or rule.bits} {rule.scale} {rule.group_size}",
+)
+def test_tensors_of_every_rule_survive_a_file(rule: QuantRule, tmp_path) -> None:
+    rng = np.random.default_rng(6)
+    tensors = {"w": rng.normal(size=(70, 64)).astype(np.float32)}
+    x = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64))
+    hessians = {"w": (x.T @ x / 500).astype(np.float32)}
+    stored, [report] = quantize(tensors, QuantConfig(rules=(rule,)), hessians=hessians)
+    assert (report.method, report.bits) == ("gptq", rule.build_grid().bits)
+    save_stored(tmp_path / "codes.safetensors", stored)
+    data = write_container(load_stored(tmp_path / "codes.safetensors"))[0]
+    expected = stored["w"]
+    assert isinstance(expected, QuantizedTensor)
+    assert np.array_equal(unpack(data)["w"], expected.dequantize())
+    assert np.array_equal(decode_fly(data)[0]["w"], expected.dequantize())
 
 
 def test_float16_is_used_only_where_it_is_close() -> None:

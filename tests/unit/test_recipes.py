@@ -46,6 +46,10 @@ def test_names() -> None:
         (("train", "max_steps"), -1, "max_steps"),
         (("quantize", "rules"), {}, "rules must be a list"),
         (("quantize", "rules", 0, "bits"), 9, r"rules\[0\]: rule 'tok_emb.weight': bits must be"),
+        (("quantize", "rules", 0, "scale"), "best", "no scale rule 'best'; there are row-max"),
+        (("quantize", "rules", 0, "levels"), "senary", "levels must be one of 'ternary', 'pent"),
+        (("quantize", "rules", 0, "levels"), "ternary", "takes either bits or levels"),
+        (("quantize", "rules", 0, "is_symmetric"), 0, "is_symmetric must be bool"),
         (("quantize", "passthrough_dtype"), "int8", "passthrough_dtype"),
         (("code", "effort"), "some", "effort must be one of 'default', 'max'"),
         (("score", "plain", "protocol"), "sliding", "score.plain must have protocol 'plain'"),
@@ -72,6 +76,19 @@ def test_mistakes_are_named(path: tuple, value: object, message: str) -> None:
     target[path[-1]] = value
     with pytest.raises(RecipeError, match=message):
         build(Recipe, values, where="demo")
+
+
+def test_rules_of_every_grid() -> None:
+    values = demo()
+    values["quantize"]["rules"] = [
+        {"match": "a", "levels": "pentanary", "scale": "threshold", "group_size": 64},
+        {"match": "b", "bits": 4, "scale": "min-max", "is_symmetric": False},
+        {"match": "c", "bits": 6, "k": 12.85},
+    ]
+    recipe = build(Recipe, values, where="demo")
+    grids = [rule.build_grid() for rule in recipe.quantize.rules]
+    assert [grid.alphabet_size for grid in grids] == [5, 16, 63]
+    assert build(Recipe, resolve(recipe), where="demo") == recipe
 
 
 def test_missing_keys_are_named() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from flyweight.errors import InvalidArgumentError
+from flyweight.quant.grid import Grid
+from flyweight.quant.scale_rules import SCALE_RULES
 
 __all__ = ["DEFAULT_K", "QuantConfig", "QuantRule"]
 
@@ -17,20 +20,62 @@ DEFAULT_K = {4: 5.0, 5: 8.0, 6: 12.85, 7: 15.0, 8: 20.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantRule:
-    """A grid for the tensors whose name matches."""
+    """A grid and a scale rule for the tensors whose name matches."""
 
     match: str
     """Shell-style pattern over tensor names, such as ``blocks.*.mlp.*``."""
-    bits: int
-    """Nominal bits, 2 to 8: codes ``-(2**(bits-1)-1) .. 2**(bits-1)-1``."""
-    k: float
-    """Where the grid clips, in standard deviations of a row (SDClip); it sets the coded size."""
+    bits: int | None = None
+    """Nominal bits of an integer grid, 2 to 8; ``levels`` instead for fewer codes."""
+    levels: Literal["ternary", "pentanary"] | None = None
+    """Codes -1 to 1, or -2 to 2, instead of ``bits``."""
+    scale: str = "sdclip"
+    """Name of the scale rule, one of ``SCALE_RULES`` (quant/scale_rules.py)."""
+    k: float | None = None
+    """Of SDClip: where the grid clips, in standard deviations of a row; it sets the coded size."""
+    group_size: int = 0
+    """Columns that share a scale; 0 means the whole row."""
+    is_symmetric: bool = True
+    """Codes ``-(2**(bits-1)-1) .. 2**(bits-1)-1`` without zero-points; else all ``2**bits`` codes
+    with zero-points, which only the scale rule ``min-max`` finds."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise InvalidArgumentError(f"rule {self.match!r}: bits must be 2 to 8, got {self.bits}")
-        if not 0 < self.k < math.inf:
-            raise InvalidArgumentError(f"rule {self.match!r}: k must be positive, got {self.k}")
+        try:
+            self._check()
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"rule {self.match!r}: {error}") from error
+
+    def _check(self) -> None:
+        if (self.bits is None) == (self.levels is None):
+            raise InvalidArgumentError("takes either bits or levels")
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise InvalidArgumentError(f"bits must be 2 to 8, got {self.bits}")
+        if self.scale not in SCALE_RULES:
+            known = ", ".join(SCALE_RULES)
+            raise InvalidArgumentError(f"no scale rule {self.scale!r}; there are {known}")
+        rule, grid = SCALE_RULES[self.scale], self.build_grid()
+        if rule.takes_k != (self.k is not None):
+            needs = "needs k" if rule.takes_k else f"has no k, got {self.k}"
+            raise InvalidArgumentError(f"scale rule {self.scale!r} {needs}")
+        if self.k is not None and not 0 < self.k < math.inf:
+            raise InvalidArgumentError(f"k must be positive, got {self.k}")
+        if rule.is_symmetric != self.is_symmetric:
+            kind = "symmetric" if rule.is_symmetric else "affine"
+            raise InvalidArgumentError(f"scale rule {self.scale!r} is for {kind} grids")
+        if grid.hi > rule.max_code:
+            raise InvalidArgumentError(
+                f"scale rule {self.scale!r} is for codes up to {rule.max_code}, got {grid.hi}"
+            )
+
+    def build_grid(self) -> Grid:
+        """What the codes of a matching tensor mean."""
+        if self.levels is not None and not self.is_symmetric:
+            raise InvalidArgumentError(f"{self.levels} grids are symmetric")
+        if self.levels is not None:
+            build = Grid.ternary if self.levels == "ternary" else Grid.pentanary
+            return build(group_size=self.group_size)
+        assert self.bits is not None  # checked when the rule was made
+        build_integer = Grid.symmetric if self.is_symmetric else Grid.affine
+        return build_integer(self.bits, group_size=self.group_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

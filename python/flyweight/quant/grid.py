@@ -56,11 +56,38 @@ class Grid:
 
     @classmethod
     def symmetric(cls, bits: int, *, group_size: int = 0) -> Grid:
-        """The symmetric grid of ``bits`` bits: codes ``-(2**(bits-1)-1) .. 2**(bits-1)-1``."""
+        """The symmetric grid of ``bits`` bits: codes ``-(2**(bits-1)-1) .. 2**(bits-1)-1``.
+
+        That of 8 bits is the widest. With steps that leave its edges unused it is the grid to
+        choose where codes are entropy-coded: it clips nothing.
+        """
         if not 2 <= bits <= 8:
             raise InvalidArgumentError(f"bits must be 2 to 8, got {bits}")
         qmax = 2 ** (bits - 1) - 1
         return cls(lo=-qmax, hi=qmax, group_size=group_size)
+
+    @classmethod
+    def affine(cls, bits: int, *, group_size: int = 0) -> Grid:
+        """The affine grid of ``bits`` bits: all codes ``-(2**(bits-1)) .. 2**(bits-1)-1``."""
+        if not 2 <= bits <= 8:
+            raise InvalidArgumentError(f"bits must be 2 to 8, got {bits}")
+        half = 2 ** (bits - 1)
+        return cls(lo=-half, hi=half - 1, group_size=group_size, is_symmetric=False)
+
+    @classmethod
+    def ternary(cls, *, group_size: int = 0) -> Grid:
+        """The symmetric grid of three codes, -1 to 1; that of two bits is the same."""
+        return cls(lo=-1, hi=1, group_size=group_size)
+
+    @classmethod
+    def pentanary(cls, *, group_size: int = 0) -> Grid:
+        """The symmetric grid of five codes, -2 to 2."""
+        return cls(lo=-2, hi=2, group_size=group_size)
+
+    @property
+    def bits(self) -> int:
+        """Nominal bits: the width that a code would need."""
+        return (self.alphabet_size - 1).bit_length()
 
     @property
     def alphabet_size(self) -> int:
