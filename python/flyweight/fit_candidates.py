@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.artifact import FLOAT_DTYPES, keep_tensor
+from flyweight.codecs.select import Effort
 from flyweight.errors import InvalidArgumentError
 from flyweight.format.container import CodedTensor
 from flyweight.format.stored import PlainTensor, Stored
@@ -74,8 +75,9 @@ class Candidates:
     Parameters
     ----------
     tensors, hessians, sensitivities, min_elements, threads : see :func:`flyweight.fitting.fit`
-    code : stored tensors to their bytes
+    code : stored tensors to their bytes, with an effort
     join : coded tensors to the file
+    effort : that of the file; the way there takes less
     """
 
     def __init__(
@@ -86,14 +88,15 @@ class Candidates:
         *,
         min_elements: int,
         threads: int | None,
-        code: Callable[[Mapping[str, Stored]], dict[str, CodedTensor]],
+        code: Callable[[Mapping[str, Stored], Effort], dict[str, CodedTensor]],
         join: Callable[[Mapping[str, CodedTensor]], bytes],
+        effort: Effort,
     ) -> None:
         for kind, given in (("Hessian", hessians), ("sensitivity", sensitivities)):
             if unknown := sorted(set(given) - set(tensors)):
                 raise InvalidArgumentError(f"there is a {kind} for {unknown[0]!r}, but no tensor")
         self.tensors, self.threads, self.join = tensors, threads, join
-        self._code = code
+        self._code, self.effort = code, effort
         self.is_loss = bool(hessians and sensitivities)
         matrices = [name for name, array in tensors.items() if _is_matrix(array, min_elements)]
         calibrated = set(hessians) & set(sensitivities)
@@ -110,20 +113,29 @@ class Candidates:
             others = [n for n in self.tensors if n not in self.matrices and n not in self.fixed]
             made: dict[str, _Made] = {name: _kept(name, self.tensors[name]) for name in others}
             made |= {name: _fixed(name, self.tensors[name]) for name in self.fixed}
-            self._base = self._fitted(made)
+            self._base = self._fitted(made, self.effort)
         return self._base
 
-    def at(self, log_slope: float, promoted: Mapping[str, FittedTensor]) -> Candidate:
-        """The model with steps of a slope, but some tensors as they were promoted."""
-        names = [name for name in self.names if name not in promoted]
+    def at(self, log_slope: float) -> Candidate:
+        """The model with steps of a slope, coded without slow codecs."""
         made = map_parallel(
             lambda name: self._quantized(name, log_slope),
-            names,
-            sizes=[self.matrices[name].size for name in names],
+            self.names,
+            sizes=[self.matrices[name].size for name in self.names],
             threads=self.threads,
         )
-        tensors = self.base | self._fitted(dict(zip(names, made, strict=True))) | dict(promoted)
-        return self.candidate(log_slope, tensors)
+        fitted = self._fitted(dict(zip(self.names, made, strict=True)), "fast")
+        return self.candidate(log_slope, self.base | fitted)
+
+    def finished(self, candidate: Candidate) -> Candidate:
+        """A candidate with every codec tried that is to be tried."""
+        coded = self._code({n: candidate.tensors[n].stored for n in self.names}, self.effort)
+        smaller = {
+            name: replace(candidate.tensors[name], coded=coded[name])
+            for name in self.names
+            if len(coded[name].body) < len(candidate.tensors[name].coded.body)
+        }
+        return self.candidate(candidate.log_slope, {**candidate.tensors, **smaller})
 
     def candidate(self, log_slope: float, tensors: Mapping[str, FittedTensor]) -> Candidate:
         """Any choice of tensors as a candidate."""
@@ -136,33 +148,26 @@ class Candidates:
             {
                 name: _Made(PlainTensor(values=array, dtype=array.dtype), "lossless", 0.0, 0.0)
                 for name, array in self.tensors.items()
-            }
+            },
+            self.effort,
         )
 
-    def slope_range(self, promoted: Collection[str] = ()) -> tuple[float, float]:
+    def slope_range(self) -> tuple[float, float]:
         """Logarithms of the slopes where all steps are the finest, and where all codes are zero."""
-        ends = [
-            slope_range(self.matrices[name], self.curvatures[name])
-            for name in self.names
-            if name not in promoted
-        ]
+        ends = [slope_range(self.matrices[name], self.curvatures[name]) for name in self.names]
         live = [end for end in ends if end is not None]
         if not live:
             return 0.0, 0.0
         return min(low for low, _ in live), max(high for _, high in live)
 
-    def expected_bytes(self, log_slope: float, promoted: Mapping[str, FittedTensor]) -> float:
+    def expected_bytes(self, log_slope: float) -> float:
         """About the size of the file at a slope: rows taken as Gaussian, at their own order-0."""
-        constant = [*self.base.values(), *promoted.values()]
-        total = sum(len(tensor.coded.body) for tensor in constant)
         bits = 0.0
         for name in self.names:
-            if name in promoted:
-                continue
             ratios = steps_in_deviations(self.matrices[name], self.curvatures[name], log_slope)
             per_row = 0.5 * np.log2(1 + GAUSSIAN_POWER * ratios**2)
             bits += float(per_row.sum()) * self.matrices[name].shape[1]
-        return total + bits / 8
+        return bits / 8 + float(sum(len(tensor.coded.body) for tensor in self.base.values()))
 
     def _curvatures(
         self,
@@ -173,7 +178,7 @@ class Candidates:
         groups: dict[bytes, list[str]] = {}
         for name in self.names:
             hessian = hessians.get(name)
-            key = name.encode() if hessian is None else hashlib.blake2b(hessian).digest()
+            key = name.encode() if hessian is None else hashlib.blake2b(hessian.tobytes()).digest()
             groups.setdefault(key, []).append(name)
 
         def shared(names: list[str]) -> list[Curvature]:
@@ -226,8 +231,8 @@ class Candidates:
             _relative_error(matrix, tensor),
         )
 
-    def _fitted(self, made: Mapping[str, _Made]) -> dict[str, FittedTensor]:
-        coded = self._code({name: each.stored for name, each in made.items()})
+    def _fitted(self, made: Mapping[str, _Made], effort: Effort) -> dict[str, FittedTensor]:
+        coded = self._code({name: each.stored for name, each in made.items()}, effort)
         return {
             name: FittedTensor(
                 stored=each.stored,

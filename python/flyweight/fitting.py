@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flyweight.codecs.select import Effort
 from flyweight.errors import BudgetExceededError
-from flyweight.fit_candidates import Candidate, Candidates, FittedTensor
+from flyweight.fit_candidates import Candidate, Candidates
 from flyweight.format.container import assemble, code_tensors
 from flyweight.format.stored import Stored
 from flyweight.format.wire import FieldValue
@@ -138,26 +138,27 @@ def fit(
         sensitivities or {},
         min_elements=min_elements,
         threads=threads,
-        code=lambda stored: code_tensors(stored, codec=codec, effort=effort, threads=threads),
+        code=lambda stored, effort: code_tensors(
+            stored, codec=codec, effort=effort, threads=threads
+        ),
         join=lambda coded: assemble(coded, config=config, metadata=metadata),
+        effort=effort,
     )
     search = _Search(candidates, budget, report)
-    best = search.best({})
+    best = search.best()
     if best is None:  # the finest codes leave room
-        best = _promoted(search)
+        best = _promoted(candidates, budget, search.seen[-1])
     return _result(best, search)
 
 
 class _Search:
     """The slope whose file just fits."""
 
-    def __init__(
-        self, candidates: Candidates, budget: int, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, candidates: Candidates, budget: int, report: Callable[[str], None]) -> None:
         self.candidates, self.budget, self.report = candidates, budget, report
         self.seen: list[Candidate] = []
 
-    def best(self, promoted: Mapping[str, FittedTensor]) -> Candidate | None:
+    def best(self) -> Candidate | None:
         """The finest model that fits, None if even the finest steps leave room.
 
         Raises
@@ -165,16 +166,16 @@ class _Search:
         BudgetExceededError
             Even zeros do not fit.
         """
-        low, high = self.candidates.slope_range(promoted)
+        low, high = self.candidates.slope_range()
         below: Candidate | None = None  # fits
         above: Candidate | None = None  # does not
-        log_slope = self._guess(low, high, promoted)
+        log_slope, is_final = self._guess(low, high), False
         for _ in range(MAX_ROUNDS):
-            found = self._look(log_slope, promoted)
+            found = self._look(log_slope, is_final)
             if found.size <= self.budget:
                 below = found
                 if found.log_slope <= low:
-                    return found if found.size == self.budget else None
+                    return None
             else:
                 above = found
                 if found.log_slope >= high:
@@ -182,20 +183,29 @@ class _Search:
                         f"the budget is {self.budget:,} bytes; the smallest file of these tensors "
                         f"has {found.size:,}"
                     )
-            if below is not None and self.budget - below.size <= TOLERANCE * self.budget:
+            if not is_final and self._is_close(below, above):
+                is_final = True
+                below = below and self.candidates.finished(below)
+                above = above and self.candidates.finished(above)
+                if above is not None and above.size <= self.budget:
+                    below, above = above, None
+            if self._is_close(below, above):
                 break
-            if below is not None and above is not None:
-                if above.size - below.size <= NEIGHBOURHOOD * self.budget:
-                    break
-                log_slope = self._between(below, above)
-            else:
-                log_slope = min(max(self._beyond(found, promoted), low), high)
-        if below is None:
-            below = self._look(high, promoted)
-        return below if above is None else self._mixed(below, above)
+            log_slope = min(max(self._next(below, above), low), high)
+        below = below or self._look(high, True)
+        return below if above is None else _mixed(self.candidates, self.budget, below, above)
 
-    def _look(self, log_slope: float, promoted: Mapping[str, FittedTensor]) -> Candidate:
-        found = self.candidates.at(log_slope, promoted)
+    def _is_close(self, below: Candidate | None, above: Candidate | None) -> bool:
+        """Whether one fits exactly enough, or two are close enough to be mixed."""
+        if below is None:
+            return False
+        if self.budget - below.size <= TOLERANCE * self.budget:
+            return True
+        return above is not None and above.size - below.size <= NEIGHBOURHOOD * self.budget
+
+    def _look(self, log_slope: float, is_final: bool) -> Candidate:
+        found = self.candidates.at(log_slope)
+        found = self.candidates.finished(found) if is_final else found
         self.seen.append(found)
         objective = "loss" if self.candidates.is_loss else "distortion"
         self.report(
@@ -204,84 +214,57 @@ class _Search:
         )
         return found
 
-    def _guess(
-        self, low: float, high: float, promoted: Mapping[str, FittedTensor]
-    ) -> float:
+    def _guess(self, low: float, high: float) -> float:
         """Where the expected size is the budget."""
-        if self.candidates.expected_bytes(low, promoted) <= self.budget:
+        if self.candidates.expected_bytes(low) <= self.budget:
             return low
         for _ in range(30):
             middle = (low + high) / 2
-            if self.candidates.expected_bytes(middle, promoted) > self.budget:
+            if self.candidates.expected_bytes(middle) > self.budget:
                 low = middle
             else:
                 high = middle
         return high
 
-    def _between(self, below: Candidate, above: Candidate) -> float:
-        """A slope between two, at the budget if sizes lay on a line, and away from both ends."""
-        share = (self.budget * (1 - TOLERANCE / 2) - below.size) / (above.size - below.size)
-        share = min(max(share, 0.05), 0.95)
-        return below.log_slope + share * (above.log_slope - below.log_slope)
-
-    def _beyond(self, found: Candidate, promoted: Mapping[str, FittedTensor]) -> float:
-        """A slope somewhat past the budget, by the expected bytes of an octave."""
-        expect = self.candidates.expected_bytes
-        per_octave = max(
-            expect(found.log_slope - 0.5, promoted) - expect(found.log_slope + 0.5, promoted), 1.0
-        )
-        excess = found.size - self.budget
+    def _next(self, below: Candidate | None, above: Candidate | None) -> float:
+        """Between two, at the budget if sizes lay on a line; or somewhat beyond the budget."""
+        if below is not None and above is not None:
+            share = (self.budget * (1 - TOLERANCE / 2) - below.size) / (above.size - below.size)
+            share = min(max(share, 0.05), 0.95)
+            return below.log_slope + share * (above.log_slope - below.log_slope)
+        found = below or above
+        assert found is not None
+        excess = float(found.size - self.budget)
         excess += OVERSHOOT * self.budget * (1 if excess > 0 else -1)
-        return found.log_slope + 1.05 * excess / per_octave
+        return found.log_slope + 1.05 * excess / max(self.bytes_per_octave(found.log_slope), 1.0)
 
-    def _mixed(self, below: Candidate, above: Candidate) -> Candidate:
-        """The one that fits, with tensors of the other where they pay most and still fit."""
-        gains = []
-        for name, coarse in below.tensors.items():
-            fine = above.tensors[name]
-            extra = len(fine.coded.body) - len(coarse.coded.body)
-            gain = coarse.damage - fine.damage
-            if gain > 0:
-                gains.append((-gain / max(extra, 0.5), name))
-        best = below
-        for _, name in sorted(gains):
-            changed = {**best.tensors, name: above.tensors[name]}
-            mixed = self.candidates.candidate(below.log_slope, changed)
-            if mixed.size <= self.budget:
-                best = mixed
-        return best
+    def bytes_per_octave(self, log_slope: float) -> float:
+        """Bytes that steps of half the size cost, as expected."""
+        expect = self.candidates.expected_bytes
+        return expect(log_slope - 0.5) - expect(log_slope + 0.5)
 
 
-def _promoted(search: _Search) -> Candidate:
-    """Between the finest codes and lossless storage: some tensors with all their bits."""
-    candidates, budget = search.candidates, search.budget
-    lossless = candidates.lossless()
-    best = candidates.candidate(-np.inf, lossless)
-    if best.size <= budget:
-        return best
-    best = search.seen[-1]
-    order = sorted(
-        candidates.names,
-        key=lambda name: -best.tensors[name].damage
-        / max(len(lossless[name].coded.body) - len(best.tensors[name].coded.body), 1),
-    )
-    promoted: dict[str, FittedTensor] = {}
-    refused = []
-    for name in order:
-        changed = {**best.tensors, name: lossless[name]}
-        trial = candidates.candidate(best.log_slope, changed)
+def _mixed(candidates: Candidates, budget: int, below: Candidate, above: Candidate) -> Candidate:
+    """The one that fits, with tensors of the other where they pay most and still fit."""
+    finer = above.tensors
+    gains = []
+    for name, coarse in below.tensors.items():
+        extra = len(finer[name].coded.body) - len(coarse.coded.body)
+        gain = coarse.damage - finer[name].damage
+        if gain > 0:
+            gains.append((-gain / max(extra, 0.5), name))
+    best = below
+    for _, name in sorted(gains):
+        trial = candidates.candidate(below.log_slope, {**best.tensors, name: finer[name]})
         if trial.size <= budget:
-            best, promoted[name] = trial, lossless[name]
-        else:
-            refused.append(name)
-    # One more, the smallest, if coarser steps of the rest can pay for it.
-    for name in sorted(refused, key=lambda name: len(lossless[name].coded.body)):
-        try:
-            found = search.best({**promoted, name: lossless[name]})
-        except BudgetExceededError:
-            break
-        return best if found is None or found.damage > best.damage else found
+            best = trial
     return best
+
+
+def _promoted(candidates: Candidates, budget: int, finest: Candidate) -> Candidate:
+    """Between 8-bit codes and lossless storage: tensors with all their bits where they pay most."""
+    lossless = candidates.candidate(-np.inf, candidates.lossless())
+    return lossless if lossless.size <= budget else _mixed(candidates, budget, finest, lossless)
 
 
 def _result(best: Candidate, search: _Search) -> FitResult:
@@ -310,10 +293,8 @@ def _result(best: Candidate, search: _Search) -> FitResult:
 
 
 def _marginal(best: Candidate, search: _Search) -> float:
-    """Damage falls by a factor of four with each octave of the slope, and bytes grow by the rate
-    that the Gaussian estimate expects of it."""
+    """Damage falls by a factor of four with each octave of the slope."""
     if not best.damage or not np.isfinite(best.log_slope):
         return 0.0
-    expect = search.candidates.expected_bytes
-    octave = expect(best.log_slope - 0.5, {}) - expect(best.log_slope + 0.5, {})
-    return float(np.log(4) * best.damage / max(octave, 1.0) * 1000)
+    octave = max(search.bytes_per_octave(best.log_slope), 1.0)
+    return float(np.log(4) * best.damage / octave * 1000)

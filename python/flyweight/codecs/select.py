@@ -7,7 +7,7 @@ What a cheap look says cannot win is not coded (``codecs/candidates.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from flyweight.codecs.candidates import TRIALS, Looks, Trial
 from flyweight.codecs.codec import codec_by_name, is_credible
@@ -28,7 +28,7 @@ from flyweight.typing import AnyArray
 
 __all__ = ["Candidate", "Choice", "Effort", "select"]
 
-Effort = Literal["default", "max"]
+Effort = Literal["fast", "default", "max"]
 SLOW_CODEC_LIMIT = 256_000
 """Bytes up to which slow codecs are tried at default effort."""
 LARGE_ARRAY = 1 << 16
@@ -85,7 +85,7 @@ def select(
     array : (rows, cols); codes as uint8 symbols, anything else in its own dtype
     alphabet_size : of the grid for codes, 256 for everything else
     codec : ``auto``, or the name of the one codec to use
-    effort : ``default`` tries ans, ctx, store and fast zstd on everything and brotli-11,
+    effort : ``fast`` tries ans, ctx, store and fast zstd; ``default`` also brotli-11,
         zstd-19 and zstd-22 where they are quick; ``max`` tries everything on everything
     is_pruned : leave out what cannot win, as far as a cheap look tells; never at effort ``max``
 
@@ -100,12 +100,13 @@ def select(
     UnsupportedError
         The one codec to use makes so few bytes of so many symbols that readers would refuse them.
     """
-    if effort not in ("default", "max"):
-        raise InvalidArgumentError(f"effort must be default or max, got {effort!r}")
+    if effort not in get_args(Effort):
+        expected = ", ".join(get_args(Effort))
+        raise InvalidArgumentError(f"effort must be one of {expected}, got {effort!r}")
     trials = _trials(array.nbytes, codec, effort)
     if array.size == 0:
         return Choice(PLAIN, ((StoreCodec.codec_id, b""),), (Candidate("plain", "store", 0),))
-    is_pruned = is_pruned and codec == "auto" and effort == "default"
+    is_pruned = is_pruned and codec == "auto" and effort != "max"
     scored = []
     smallest = 0
     first: Looks | None = None
@@ -140,7 +141,7 @@ def select(
 
 def _trials(size: int, codec: str, effort: Effort) -> list[Trial]:
     """Candidates for an array of so many bytes."""
-    slow = effort == "max" or size <= SLOW_CODEC_LIMIT
+    slow = effort == "max" or (effort == "default" and size <= SLOW_CODEC_LIMIT)
     if codec == "auto":
         return [trial for trial in TRIALS if slow or not trial.is_slow]
     wanted = codec_by_name(codec).codec_id

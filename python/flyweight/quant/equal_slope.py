@@ -20,7 +20,16 @@ from flyweight.quant.gptq import inverse_factor
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.typing import AnyArray
 
-__all__ = ["Curvature", "Steps", "curvature_of", "damage_by_row", "equal_slope_steps", "quantize_at", "slope_range", "steps_in_deviations"]
+__all__ = [
+    "Curvature",
+    "Steps",
+    "curvature_of",
+    "damage_by_row",
+    "equal_slope_steps",
+    "quantize_at",
+    "slope_range",
+    "steps_in_deviations",
+]
 
 ROW_STEPS_PER_OCTAVE = 8
 """Row scales are powers of two with so many steps between, and cost a fraction of a byte each."""
@@ -129,17 +138,15 @@ class Steps:
     """(cols,), or None where all are 1."""
 
 
-def equal_slope_steps(
-    weights: NDArray[np.float32], curvature: Curvature, slope: float
-) -> Steps:
+def equal_slope_steps(weights: NDArray[np.float32], curvature: Curvature, slope: float) -> Steps:
     """Steps at which the last byte of each row buys the same.
 
     Parameters
     ----------
     weights : (rows, cols) float32
     curvature : how its errors hurt
-    slope : square root of the damage of a unit step, more than 0; small is fine. ``inf`` gives
-        zeros, 0 the finest steps that 8-bit codes allow
+    slope : the constant ``sqrt(g_r D) s``, more than 0. Steps go no finer than 8-bit codes reach,
+        and rows whose step is twice their largest weight are zeros
 
     Notes
     -----
@@ -148,10 +155,15 @@ def equal_slope_steps(
     errors cost ``D_j`` each.
     """
     columns, largest, unit = _largest_and_unit(weights, curvature)
-    wanted = slope * unit
-    finest = np.maximum(largest / (MAX_CODE - 1), np.finfo(np.float32).tiny)
-    steps = _snap(np.maximum(wanted, finest), ROW_STEPS_PER_OCTAVE)
-    steps = np.where(steps < finest, steps * 2 ** (1 / ROW_STEPS_PER_OCTAVE), steps)
+    # Relative to the middle row, so that the size of the whole follows the slope smoothly.
+    middle = float(np.median(unit))
+    wanted = slope * middle * _snap(unit / middle, ROW_STEPS_PER_OCTAVE)
+    finest = largest / (MAX_CODE - 1)
+    steps = np.maximum(wanted, finest)
+    held = (steps > wanted) & (finest > 0)
+    steps[held] = np.exp2(
+        np.ceil(np.log2(finest[held]) * ROW_STEPS_PER_OCTAVE) / ROW_STEPS_PER_OCTAVE
+    )
     steps[wanted >= 2 * largest] = 0.0
     return Steps(rows=steps.astype(np.float32)[:, None], columns=columns)
 
@@ -176,7 +188,7 @@ def quantize_at(
     dtype = _scale_dtype(steps)
     scales = steps.rows.astype(dtype)
     columns = None if steps.columns is None else steps.columns.astype(dtype)
-    scaled = weights if columns is None else weights / columns.astype(np.float32)
+    scaled = weights if columns is None else _over(weights, columns)
     codes = _codes(scaled, curvature, scales.astype(np.float32), columns)
     reach = int(np.abs(codes).max(initial=0))
     grid = Grid(lo=-reach, hi=reach, scale_dtype=dtype, has_column_scales=columns is not None)
@@ -209,9 +221,7 @@ def damage_by_row(
     return damage
 
 
-def slope_range(
-    weights: NDArray[np.float32], curvature: Curvature
-) -> tuple[float, float] | None:
+def slope_range(weights: NDArray[np.float32], curvature: Curvature) -> tuple[float, float] | None:
     """Base 2 logarithms of two slopes: at the first all steps are the finest, at the second all
     codes are zero. None for a matrix of zeros."""
     largest, unit = _largest_and_unit(weights, curvature)[1:]
@@ -293,7 +303,7 @@ def _codes(
 
 
 def _column_scales(curvature: Curvature) -> NDArray[np.float32] | None:
-    """``(D_j / geometric mean)^-1/2`` on a coarse grid, or None where that saves next to nothing."""
+    """``(D_j / geometric mean)^-1/2`` on a coarse grid; None where that saves next to nothing."""
     power = curvature.residual_power
     live = power > 0
     if curvature.factor is None or not live.any():
