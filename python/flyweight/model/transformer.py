@@ -235,8 +235,12 @@ class Transformer(nn.Module):
         -------
         (B, T, V) float32, soft-capped; position t depends on tokens 0 to t alone
         """
+        return self.logits(self.hidden(tokens_BT))
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Soft-capped logits (B, T, V) float32 of what :meth:`hidden` gave."""
         head_VD = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        logits_BTV = nn.functional.linear(self.hidden(tokens_BT), head_VD).float()
+        logits_BTV = nn.functional.linear(hidden_BTD, head_VD).float()
         cap = self.config.softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
 
