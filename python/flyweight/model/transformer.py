@@ -1,10 +1,12 @@
 """The transformer: every feature is a field of ``ModelConfig``, and one that is off costs nothing.
 
 Shapes: B sequences, T tokens, D model_dim, H query heads, G key and value heads, K head_dim,
-R half of rope_dims, V vocab_size, C width of the values (G times K).
+R half of rope_dims, V vocab_size, C width of the values (G times K), S positions in a cache.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from flyweight.model.config import BOS_TOKEN, ModelConfig
 from flyweight.model.embeddings import BigramHash, ValueEmbedding
 
 __all__ = ["Transformer"]
+
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes keys and values (B, G, T, K) of new positions, gives those of all positions so far."""
 
 _NORM_EPS = 2.0**-23  # that of float32, whatever the dtype: the default differs between versions
 
@@ -77,7 +82,11 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], value_BTC: Tensor | None = None
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        value_BTC: Tensor | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
         cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope)
         q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
@@ -85,8 +94,9 @@ class Attention(nn.Module):
         v_BTC = self.c_v(x_BTD)
         v_BGTK = self._heads(v_BTC if value_BTC is None else v_BTC + value_BTC)
         q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
+        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
         y_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.grouped
+            q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, enable_gqa=self.grouped
         )
         if self.is_exclusive:
             y_BHTK = without_own_value(y_BHTK, v_BGTK)
@@ -138,10 +148,11 @@ class Block(nn.Module):
         x0_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
         value_BTC: Tensor | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
         if self.resid_mix is not None:
             x_BTD = scaled(x_BTD, self.resid_mix[0]) + scaled(x0_BTD, self.resid_mix[1])
-        attended = self.attn(scaled(rms_norm(x_BTD), self.norm_scale), rope, value_BTC)
+        attended = self.attn(scaled(rms_norm(x_BTD), self.norm_scale), rope, value_BTC, extend)
         x_BTD = x_BTD + scaled(attended, self.attn_scale)
         return x_BTD + scaled(self.mlp(scaled(rms_norm(x_BTD), self.norm_scale)), self.mlp_scale)
 
@@ -208,8 +219,25 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Normalized input of the output head, (B, T, D)."""
-        x_BTD = self.embed(tokens_BT)
-        x0_BTD, rope = x_BTD, self._rope_tables(tokens_BT.shape[1])
+        rope = self.rope_tables(tokens_BT.shape[1])
+        return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope)
+
+    def run_blocks(
+        self,
+        x_BTD: Tensor,
+        tokens_BT: Tensor,
+        rope: tuple[Tensor, Tensor],
+        extends: Sequence[Extend] | None = None,
+    ) -> Tensor:
+        """What :meth:`hidden` does behind the embedding.
+
+        Parameters
+        ----------
+        x_BTD : what :meth:`embed` gave for the tokens
+        rope : cosines and sines (T, R) of the tokens' positions
+        extends : by layer, keys and values of the positions before; with them T must be 1
+        """
+        x0_BTD = x_BTD
         value_BTC = None if self.ve_shared is None else self.ve_shared(tokens_BT)
         half, ve_start = self.config.num_skips, self.config.num_layers - self.config.ve_layers
         skips: list[Tensor] = []
@@ -219,7 +247,7 @@ class Transformer(nn.Module):
             own_BTC = None
             if value_BTC is not None and layer >= ve_start:
                 own_BTC = scaled(value_BTC, self.ve_layer_scales[layer - ve_start])
-            x_BTD = block(x_BTD, x0_BTD, rope, own_BTC)
+            x_BTD = block(x_BTD, x0_BTD, rope, own_BTC, extends[layer] if extends else None)
             if layer < half:
                 skips.append(x_BTD)
         return rms_norm(x_BTD)
@@ -248,7 +276,8 @@ class Transformer(nn.Module):
         """Mean cross-entropy of the targets in nats, a float32 scalar."""
         return nn.functional.cross_entropy(self(tokens_BT).flatten(0, 1), targets_BT.flatten())
 
-    def _rope_tables(self, length: int) -> tuple[Tensor, Tensor]:
+    def rope_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (length, R) of the rotary angles."""
         frequencies_R = self.get_buffer("rope_frequencies")
         positions_T = torch.arange(length, device=frequencies_R.device)
         angles_TR = positions_T[:, None] * frequencies_R
