@@ -110,6 +110,23 @@ def test_result_does_not_depend_on_the_batches_and_leaves_no_hook() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_making_the_batches_is_not_counted() -> None:
+    model = build(**LOOKUPS)
+
+    def drawn() -> Iterator[torch.Tensor]:
+        for batch in batches():
+            model(batch)
+            yield batch
+
+    one = collect_hessians(model, batches(), sensitivities=True)
+    two = collect_hessians(model, drawn(), sensitivities=True)
+    assert one.row_sensitivities is not None
+    assert two.row_sensitivities is not None
+    for name, matrix in one.matrices.items():
+        assert np.array_equal(matrix, two.matrices[name])
+        assert np.array_equal(one.row_sensitivities[name], two.row_sensitivities[name])
+
+
 def test_matmul_precision_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")

@@ -115,12 +115,12 @@ def collect_hessians(
         generator = torch.Generator(device).manual_seed(_rank())
     sums = _Sums()
     started = time.perf_counter()
-    mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
-    with _float32_products(), _hooks(model, sums), mode:
-        for tokens_BT in batches:
+    for tokens_BT in batches:
+        mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
+        with _float32_products(), _hooks(model, sums), mode:  # not while the next batch is made
             _add_batch(model, tokens_BT.to(device), sums, generator if sensitivities else None)
-            if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
-                break
+        if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
+            break
     _reduce(sums, device)
     return _finish(model, sums, sensitivities=sensitivities)
 
