@@ -49,6 +49,7 @@ TRAIN_STATE = "train/state.safetensors"
 TRAIN_LOG = "train/log.jsonl"
 TRAIN_KEY = "train/.key"
 HESSIANS = "hessian/hessian.safetensors"
+SENSITIVITIES = "hessian/sensitivity.safetensors"
 CODES = "quantize/codes.safetensors"
 MODEL = "code/model.fly"
 
@@ -170,24 +171,54 @@ def _hessian(run: Run) -> dict[str, Any]:
 
     from flyweight.evaluate.window import autocast
     from flyweight.train.calibrate import collect_hessians
+
+    recipe, config = run.recipe, run.recipe.calibrate
+    model = _load_checkpoint(run)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(run.seed)
+    with autocast(device, recipe.score.plain.precision):
+        found = collect_hessians(
+            model,
+            _calibration_batches(run, model, generator),
+            sensitivities=config.sensitivities,
+            generator=generator,
+            max_seconds=config.max_seconds or None,
+        )
+    metadata = {"n_tokens": str(found.n_tokens)}
+    write_safetensors(run.path(HESSIANS), found.matrices, metadata)
+    run.path(SENSITIVITIES).unlink(missing_ok=True)
+    if found.row_sensitivities is not None:
+        write_safetensors(run.path(SENSITIVITIES), found.row_sensitivities, metadata)
+    return {"tokens": found.n_tokens, "matrices": len(found.matrices)}
+
+
+def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
+    """Token ids (sequences, seq_len) of each batch, made when it is asked for."""
+    import torch
+
+    from flyweight.model.generate import generate
     from flyweight.train.data import TokenStream
 
-    recipe = run.recipe
-    model = _load_checkpoint(run)
+    config, seq_len = run.recipe.calibrate, run.recipe.model.seq_len
+    if config.source == "generate":
+        for _ in range(config.batches):
+            yield generate(
+                model,
+                sequences=config.batch_sequences,
+                length=seq_len,
+                temperature=config.temperature,
+                generator=generator,
+            )
+        return
     stream = TokenStream(
         run.data.folder,
-        batch_sequences=recipe.calibrate.batch_sequences,
-        seq_len=recipe.model.seq_len,
-        vocab_size=recipe.model.vocab_size,
+        batch_sequences=config.batch_sequences,
+        seq_len=seq_len,
+        vocab_size=run.recipe.model.vocab_size,
         shuffle_seed=run.seed,
     )
-    batches = (
-        torch.from_numpy(stream.batch(index)[:, :-1]) for index in range(recipe.calibrate.batches)
-    )
-    with autocast(next(model.parameters()).device, recipe.score.plain.precision):
-        hessians = collect_hessians(model, batches)
-    write_safetensors(run.path(HESSIANS), hessians.matrices, {"n_tokens": str(hessians.n_tokens)})
-    return {"tokens": hessians.n_tokens, "matrices": len(hessians.matrices)}
+    for index in range(config.batches):
+        yield torch.from_numpy(stream.batch(index)[:, :-1])
 
 
 def _quantize(run: Run) -> dict[str, Any]:
@@ -291,7 +322,7 @@ _WORK = {
     "hessian": _Stage(
         work=_hessian,
         inputs=(CHECKPOINT,),
-        outputs=(HESSIANS,),
+        outputs=("hessian",),
         config=lambda run: {
             "calibrate": resolve(run.recipe.calibrate),
             "seed": run.seed,
@@ -300,7 +331,7 @@ _WORK = {
     ),
     "quantize": _Stage(
         work=_quantize,
-        inputs=(CHECKPOINT, HESSIANS),
+        inputs=(CHECKPOINT, "hessian"),
         outputs=(CODES,),
         config=lambda run: resolve(run.recipe.quantize),
     ),

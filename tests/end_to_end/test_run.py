@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="training is in the extra [train]")
@@ -16,6 +18,7 @@ import flyweight
 from flyweight.data.build import build_data
 from flyweight.data.text import FileCorpus
 from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.interop import read_safetensors
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, Run, run_stages
@@ -191,6 +194,29 @@ def test_a_changed_recipe_redoes_what_depends_on_it(
     assert "hessian: done before" in lines
     assert "quantize ..." in lines
     assert "code ..." in lines
+
+
+def test_calibration_by_generation_with_sensitivities(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    from dataclasses import replace
+
+    def hessian(**changes: Any) -> tuple[set[str], dict[str, Any]]:
+        changed = replace(recipe, calibrate=replace(recipe.calibrate, **changes))
+        run = run_stages(changed, out=tmp_path, data=data, stages=STAGES[:3])
+        names = {path.name for path in run.path("hessian").iterdir()}
+        return names, run.manifest["stages"]["hessian"]
+
+    names, first = hessian(source="generate", temperature=0.8, sensitivities=True)
+    assert names == {"hessian.safetensors", "sensitivity.safetensors"}
+    rows, metadata = read_safetensors(tmp_path / "hessian/sensitivity.safetensors")
+    hessians, _ = read_safetensors(tmp_path / "hessian/hessian.safetensors")
+    assert set(rows) == set(hessians)
+    assert metadata == {"n_tokens": str(first["facts"]["tokens"])}
+    assert all(array.ndim == 1 and array.dtype == np.float32 for array in rows.values())
+    names, second = hessian()
+    assert names == {"hessian.safetensors"}
+    assert first["outputs"] != second["outputs"]
 
 
 def test_scoring_goes_on_where_it_was_killed_and_starts_anew_for_another_model(

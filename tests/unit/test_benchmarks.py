@@ -54,3 +54,18 @@ def test_a_small_run_is_recorded_and_reported(tmp_path: Path) -> None:
     stale = run("report.py", "--results", tmp_path, "--page", page, "--check")
     assert stale.returncode == 1
     assert "out of date" in stale.stderr
+
+
+def test_calibration_is_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done = run(
+        *("bench_calibrate.py", "--size", "small", "--sequences", 4, "--batch", 2),
+        *("--rounds", 2, "--device", "cpu", "--commit", "abc", "--out", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.glob("calibrate_*.json")
+    record = json.loads(path.read_text())
+    assert record["settings"]["tokens"] == 256
+    names = {"hessians", "hessians and sensitivities", "generate"}
+    assert set(record["results"]) == names
+    assert record["results"]["hessians"]["wall_seconds"]["median"] > 0

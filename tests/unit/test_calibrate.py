@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,8 +20,16 @@ torch = pytest.importorskip("torch")
 from flyweight.model.transformer import Transformer, rms_norm  # noqa: E402
 from flyweight.train.calibrate import collect_hessians  # noqa: E402
 
+LOOKUPS: dict[str, Any] = {
+    "xsa_layers": 1,
+    "bigram_buckets": 11,
+    "bigram_dim": 6,
+    "ve_layers": 1,
+    "ve_dim": 10,
+}
 
-def build(*, tied: bool = True) -> Transformer:
+
+def build(*, tied: bool = True, **features: Any) -> Transformer:
     config = ModelConfig(
         vocab_size=16,
         num_layers=2,
@@ -27,6 +42,7 @@ def build(*, tied: bool = True) -> Transformer:
         ln_scale=True,
         smear_gate=True,
         tied_embeddings=tied,
+        **features,
     )
     model, generator = Transformer(config), torch.Generator().manual_seed(0)
     model.init_weights(generator)
@@ -91,7 +107,24 @@ def test_result_does_not_depend_on_the_batches_and_leaves_no_hook() -> None:
     two = collect_hessians(model, iter(batches()))
     for name, matrix in one.matrices.items():
         np.testing.assert_allclose(matrix, two.matrices[name], rtol=1e-4, atol=1e-4)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_making_the_batches_is_not_counted() -> None:
+    model = build(**LOOKUPS)
+
+    def drawn() -> Iterator[torch.Tensor]:
+        for batch in batches():
+            model(batch)
+            yield batch
+
+    one = collect_hessians(model, batches(), sensitivities=True)
+    two = collect_hessians(model, drawn(), sensitivities=True)
+    assert one.row_sensitivities is not None
+    assert two.row_sensitivities is not None
+    for name, matrix in one.matrices.items():
+        assert np.array_equal(matrix, two.matrices[name])
+        assert np.array_equal(one.row_sensitivities[name], two.row_sensitivities[name])
 
 
 def test_matmul_precision_is_put_back() -> None:
@@ -107,3 +140,203 @@ def test_matmul_precision_is_put_back() -> None:
 def test_no_batches() -> None:
     with pytest.raises(InvalidArgumentError, match="no calibration batches"):
         collect_hessians(build(), [])
+
+
+def by_hand(model: Transformer, tokens: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    """Gradients (tokens, rows) at the outputs of linears and lookups, labels drawn by the model."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            output.retain_grad()
+            outputs[f"{name}.weight"] = output
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+    ]
+    logits = model(tokens).flatten(0, 1)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    model.zero_grad()
+    for handle in handles:
+        handle.remove()
+    return {name: out.grad.flatten(0, -2).double() for name, out in outputs.items()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sensitivities_are_mean_squared_gradients(tied: bool) -> None:
+    model, tokens = build(tied=tied, **LOOKUPS), torch.cat(batches())
+    model.bigram.embed.weight.requires_grad_(False)
+    result = collect_hessians(
+        model, [tokens], sensitivities=True, generator=torch.Generator().manual_seed(5)
+    )
+    rows = result.row_sensitivities
+    assert rows is not None
+    named = dict(model.named_parameters())
+    weights = {name for name in named if name.endswith(".weight")}
+    assert set(rows) == set(result.matrices) == weights
+    for name in weights:
+        assert rows[name].dtype == result.matrices[name].dtype == np.float32
+        assert rows[name].shape == named[name].shape[:1]
+        assert result.matrices[name].shape == (named[name].shape[1],) * 2
+    model.bigram.embed.weight.requires_grad_(True)
+    tables = {"tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight"}
+    for name, gradient in by_hand(model, tokens, 5).items():
+        if name in tables - ({"tok_emb.weight"} if tied else set()):
+            np.testing.assert_allclose(result.matrices[name], outer_mean(gradient), atol=1e-6)
+        elif name not in tables:
+            expected = gradient.square().mean(0).numpy()
+            np.testing.assert_allclose(rows[name], expected, rtol=1e-3, atol=1e-9)
+    counts = torch.bincount(tokens.flatten(), minlength=16).numpy()
+    np.testing.assert_allclose(rows["ve_shared.embed.weight"], counts / 40, rtol=1e-6)
+    assert rows["bigram.embed.weight"][10] == pytest.approx(5 / 40)  # first positions
+
+
+def test_head_is_the_mean_over_all_labels() -> None:
+    model, tokens = build(tied=False, softcap=2.0), torch.cat(batches())
+    result = collect_hessians(model, [tokens], sensitivities=True)
+    assert result.row_sensitivities is not None
+    raw = (model.hidden(tokens).flatten(0, 1) @ model.lm_head.weight.T).detach().requires_grad_()
+    expected = torch.zeros(16)
+    for label in range(16):
+        log_p = (2.0 * torch.tanh(raw / 2.0)).log_softmax(-1)[:, label]
+        (gradient,) = torch.autograd.grad(log_p.sum(), raw)
+        expected += (log_p.detach().exp()[:, None] * gradient.square()).mean(0)
+    found = result.row_sensitivities["lm_head.weight"]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
+
+
+def test_tied_embedding_keeps_the_cost_of_both_roles() -> None:
+    tied, untied = build(), build(tied=False)
+    with torch.no_grad():
+        untied.load_state_dict({**tied.state_dict(), "lm_head.weight": tied.tok_emb.weight})
+    one, two = (collect_hessians(m, batches(), sensitivities=True) for m in (tied, untied))
+    assert one.row_sensitivities is not None
+    assert two.row_sensitivities is not None
+
+    def parts(result: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return result.row_sensitivities[name], result.matrices[name]
+
+    s, h = parts(one, "tok_emb.weight")
+    head_s, head_h = parts(two, "lm_head.weight")
+    table_s, table_h = parts(two, "tok_emb.weight")
+    expected_rows = head_s * np.trace(head_h) + table_s * np.trace(table_h)
+    np.testing.assert_allclose(s * np.trace(h), expected_rows, rtol=1e-4)
+    expected = head_s.sum() * head_h + table_s.sum() * table_h
+    np.testing.assert_allclose(s.sum() * h, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_prediction_is_in_nats_per_token() -> None:
+    model = build(tied=False, **LOOKUPS)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(16, (256, 8), generator=generator)
+    result = collect_hessians(model, [tokens], sensitivities=True, generator=generator)
+    assert result.row_sensitivities is not None
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        log_p = model(tokens).log_softmax(-1)
+        for name, h in result.matrices.items():
+            s, predicted, measured = result.row_sensitivities[name], 0.0, 0.0
+            for _ in range(8):
+                d = 0.01 * torch.randn(state[name].shape, generator=generator)
+                model.load_state_dict({**state, name: state[name] + d})
+                log_q = model(tokens).log_softmax(-1)
+                measured += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+                predicted += 0.5 * float(np.einsum("r,ri,ij,rj->", s, d.numpy(), h, d.numpy()))
+            assert 0.5 < predicted / measured < 2, name
+
+
+def test_sensitivities_leave_the_model_as_it_was() -> None:
+    model = build(**LOOKUPS)
+    model.tok_emb.weight.requires_grad_(False)
+    collect_hessians(model, batches(), sensitivities=True)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None
+        assert parameter.requires_grad == (name != "tok_emb.weight")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_labels_follow_the_generator() -> None:
+    def rows(seed: int) -> np.ndarray:
+        result = collect_hessians(
+            build(), batches(), sensitivities=True, generator=torch.Generator().manual_seed(seed)
+        )
+        assert result.row_sensitivities is not None
+        return result.row_sensitivities["blocks.0.mlp.fc.weight"]
+
+    assert np.array_equal(rows(1), rows(1))
+    assert not np.array_equal(rows(1), rows(2))
+
+
+def test_autocast_keeps_float32_sums() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = collect_hessians(build(**LOOKUPS), batches(), sensitivities=True)
+    exact = collect_hessians(build(**LOOKUPS), batches(), sensitivities=True)
+    for name, matrix in exact.matrices.items():
+        assert result.matrices[name].dtype == np.float32
+        trace = np.trace(matrix)
+        np.testing.assert_allclose(result.matrices[name] / trace, matrix / trace, atol=0.05)
+
+
+def test_deadline_ends_the_pass_after_at_least_one_batch() -> None:
+    assert collect_hessians(build(), batches(), max_seconds=0.0).n_tokens == 24
+
+    def slowly() -> Iterator[torch.Tensor]:
+        for _ in range(100):
+            time.sleep(0.02)
+            yield batches()[1]
+
+    assert 16 <= collect_hessians(build(), slowly(), max_seconds=0.2).n_tokens < 1600
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """What a process of the next test does."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    result = collect_hessians(build(**LOOKUPS), [batches()[rank]], sensitivities=True)
+    assert result.row_sensitivities is not None
+    np.savez(f"{folder}/h{rank}.npz", n_tokens=result.n_tokens, **result.matrices)
+    np.savez(f"{folder}/s{rank}.npz", **result.row_sensitivities)
+    try:
+        collect_hessians(build(), batches() if rank else [])
+        raise AssertionError("a rank without batches passed")
+    except InvalidArgumentError:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    folder = Path(__file__).parent
+    code = "import sys, test_calibrate; test_calibrate.run_rank(int(sys.argv[1]), sys.argv[2])"
+    command = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=folder) for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    alone = [
+        collect_hessians(
+            build(**LOOKUPS),
+            [batch],
+            sensitivities=True,
+            generator=torch.Generator().manual_seed(rank),
+        )
+        for rank, batch in enumerate(batches())
+    ]
+    for rank in range(2):
+        found, rows = np.load(tmp_path / f"h{rank}.npz"), np.load(tmp_path / f"s{rank}.npz")
+        assert found["n_tokens"] == 40
+        for name in set(alone[0].matrices) - {"tok_emb.weight"}:  # a product of sums
+            mean = 0.6 * alone[0].matrices[name] + 0.4 * alone[1].matrices[name]
+            np.testing.assert_allclose(found[name], mean, rtol=1e-4, atol=1e-6)
+            parts = [result.row_sensitivities for result in alone]
+            assert parts[0] is not None
+            assert parts[1] is not None
+            mean = 0.6 * parts[0][name] + 0.4 * parts[1][name]
+            np.testing.assert_allclose(rows[name], mean, rtol=1e-4, atol=1e-9)
+        one = np.load(tmp_path / "h0.npz")
+        assert all(np.array_equal(found[name], one[name]) for name in one)

@@ -84,6 +84,10 @@ def test_every_parameter_has_one_optimizer(tied: bool) -> None:
         unet_skips=True,
         resid_mix=True,
         branch_scales=True,
+        bigram_buckets=32,
+        bigram_dim=4,
+        ve_layers=1,
+        ve_dim=4,
         tied_embeddings=tied,
     )
     model = Transformer(config)
@@ -97,8 +101,8 @@ def test_every_parameter_has_one_optimizer(tied: bool) -> None:
                 rates[id(param)] = group["lr"]
     by_name = {name: rates[id(param)] for name, param in model.named_parameters()}
     for name, rate in by_name.items():
-        is_linear = name.startswith("blocks.") and name.endswith(".weight")
-        is_embedding = name in ("tok_emb.weight", "lm_head.weight")
+        is_embedding = name in ("tok_emb.weight", "lm_head.weight") or "embed" in name
+        is_linear = name.endswith(".weight") and not is_embedding
         assert rate == (0.1 if is_linear else 0.2 if is_embedding else 0.3), name
 
     set_schedule(optimizers, scale=0.5, momentum=0.7)

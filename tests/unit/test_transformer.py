@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from flyweight.model.config import BOS_TOKEN, ModelConfig
 
 torch = pytest.importorskip("torch")
 
+from flyweight.model.embeddings import bigram_ids  # noqa: E402
 from flyweight.model.parameters import parameter_counts  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 
@@ -40,6 +42,35 @@ FULL: dict[str, Any] = {
     "ln_scale": True,
     "branch_scales": True,
     "embed_init_std": 0.1,
+}
+
+LOOKUPS: dict[str, Any] = {
+    **FULL,
+    "xsa_layers": 3,
+    "bigram_buckets": 19,
+    "bigram_dim": 6,
+    "ve_layers": 2,
+    "ve_dim": 10,
+}
+PR585: dict[str, Any] = {
+    "vocab_size": 1024,
+    "num_layers": 11,
+    "model_dim": 512,
+    "num_heads": 8,
+    "num_kv_heads": 8,
+    "mlp_hidden": 1792,
+    "seq_len": 2048,
+    "rope_train_length": 1024,
+    "smear_gate": True,
+    "unet_skips": True,
+    "resid_mix": True,
+    "ln_scale": True,
+    "branch_scales": True,
+    "xsa_layers": 11,
+    "bigram_buckets": 8192,
+    "bigram_dim": 128,
+    "ve_layers": 2,
+    "ve_dim": 128,
 }
 
 
@@ -81,23 +112,40 @@ def transcription(model: Transformer, ids: np.ndarray) -> np.ndarray:
                 out[t, i + half] = -p * np.sin(angle) + r * np.cos(angle)
         return out
 
-    def attention(n: np.ndarray, at: str) -> np.ndarray:
+    def attention(n: np.ndarray, layer: int) -> np.ndarray:
+        at = f"blocks.{layer}.attn"
         k, group, out = c.head_dim, c.num_heads // c.num_kv_heads, []
         queries, keys, values = (n @ w[f"{at}.c_{x}.weight"].T for x in "qkv")
+        if layer >= c.num_layers - c.ve_layers:
+            t = w[f"ve_layer_scales.{layer - (c.num_layers - c.ve_layers)}"]
+            looked_up = w["ve_shared.embed.weight"][ids] @ w["ve_shared.proj.weight"].T
+            values = values + t * w["ve_shared.scale"] * looked_up
         for h in range(c.num_heads):
             g = h // group
             q = turn(norm(queries[:, h * k : h * k + k])) * w[f"{at}.q_gain"][h]
             scores = q @ turn(norm(keys[:, g * k : g * k + k])).T / np.sqrt(k)
             scores[np.triu_indices(len(n), 1)] = -np.inf
             p = np.exp(scores - scores.max(-1, keepdims=True))
-            out.append(p / p.sum(-1, keepdims=True) @ values[:, g * k : g * k + k])
+            v = values[:, g * k : g * k + k]
+            y = p / p.sum(-1, keepdims=True) @ v
+            if layer >= c.num_layers - c.xsa_layers:
+                for i in range(len(y)):
+                    unit = v[i] / max(np.sqrt(v[i] @ v[i]), 1e-12)
+                    y[i] = y[i] - (y[i] @ unit) * unit
+            out.append(y)
         return np.concatenate(out, -1) @ w[f"{at}.proj.weight"].T
 
     def mlp(n: np.ndarray, at: str) -> np.ndarray:
         z = n @ w[f"{at}.fc.weight"].T
         return np.where(z > 0, z, c.leaky_slope * z) ** 2 @ w[f"{at}.proj.weight"].T
 
-    x = norm(w["tok_emb.weight"][ids])
+    x = w["tok_emb.weight"][ids]
+    if c.bigram_buckets:
+        last = c.bigram_buckets - 1
+        pairs = [((36313 * int(b)) ^ (27191 * int(a))) % last for a, b in pairwise(ids)]
+        looked_up = w["bigram.embed.weight"][[last, *pairs]] @ w["bigram.proj.weight"].T
+        x = x + w["bigram.scale"] * looked_up
+    x = norm(x)
     if c.smear_gate:
         g = 1 / (1 + np.exp(-w["smear.gate"]))
         before = np.concatenate((np.zeros_like(x[:1]), x[:-1]))
@@ -112,7 +160,7 @@ def transcription(model: Transformer, ids: np.ndarray) -> np.ndarray:
         scale = 1 / np.sqrt(layer + 1) if c.ln_scale else 1
         mix = w.get(f"{at}.resid_mix", np.array([[1.0], [0.0]]))
         u = mix[0] * x + mix[1] * x0
-        v = u + w.get(f"{at}.attn_scale", 1.0) * attention(scale * norm(u), f"{at}.attn")
+        v = u + w.get(f"{at}.attn_scale", 1.0) * attention(scale * norm(u), layer)
         x = v + w.get(f"{at}.mlp_scale", 1.0) * mlp(scale * norm(v), f"{at}.mlp")
         if c.unet_skips and layer < half:
             skips.append(x)
@@ -128,6 +176,10 @@ def transcription(model: Transformer, ids: np.ndarray) -> np.ndarray:
         FULL,
         {**PLAIN, "num_kv_heads": 4, "softcap": 0.0, "tied_embeddings": False},
         {**PLAIN, "rope_dims": 0, "smear_gate": True},
+        {**PLAIN, "xsa_layers": 3},
+        {**PLAIN, "bigram_buckets": 19, "bigram_dim": 6, "softcap": 0.0},
+        {**PLAIN, "ve_layers": 1, "ve_dim": 10},
+        LOOKUPS,
         {**FULL, "num_layers": 4, "softcap": 3.0, "smear_document_mask": False},
     ],
 )
@@ -150,7 +202,7 @@ def test_loss_is_the_mean_cross_entropy_in_nats() -> None:
 
 @pytest.mark.parametrize("position", [1, 5, 6, 11])
 def test_later_tokens_never_change_earlier_logits(position: int) -> None:
-    model = build(FULL)
+    model = build(LOOKUPS)
     first = tokens((2, 12))
     second = first.clone()
     second[:, position:] = (second[:, position:] + 3) % 23
@@ -171,7 +223,7 @@ def test_document_mask_hides_the_token_before_a_document() -> None:
 
 
 def test_untrained_model_is_nearly_uniform_and_reproducible() -> None:
-    config = ModelConfig(**{**FULL, "embed_init_std": 0.005})
+    config = ModelConfig(**{**LOOKUPS, "embed_init_std": 0.005})
     models = [Transformer(config) for _ in range(2)]
     for model in models:
         model.init_weights(torch.Generator().manual_seed(3))
@@ -182,7 +234,7 @@ def test_untrained_model_is_nearly_uniform_and_reproducible() -> None:
 
 
 def test_whole_loss_compiles_into_one_graph_and_follows_autocast() -> None:
-    model, ids = build(FULL), tokens((2, 13))
+    model, ids = build(LOOKUPS), tokens((2, 13))
     dtypes = set()
     for block in model.blocks:
         block.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
@@ -190,34 +242,52 @@ def test_whole_loss_compiles_into_one_graph_and_follows_autocast() -> None:
         eager = model.loss(ids[:, :-1], ids[:, 1:])
     assert dtypes == {torch.bfloat16}
     assert eager.dtype == torch.float32
-    compiled = torch.compile(build(FULL).loss, backend="eager", fullgraph=True, dynamic=False)
+    compiled = torch.compile(build(LOOKUPS).loss, backend="eager", fullgraph=True, dynamic=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(compiled(ids[:, :-1], ids[:, 1:]), eager)
 
 
-def test_parameter_count_formula() -> None:
-    # The trunk of PR #585: its table without the bigram hash and the value embeddings.
-    config = ModelConfig(
-        vocab_size=1024,
-        num_layers=11,
-        model_dim=512,
-        num_heads=8,
-        num_kv_heads=8,
-        mlp_hidden=1792,
-        seq_len=2048,
-        rope_train_length=1024,
-        smear_gate=True,
-        unet_skips=True,
-        resid_mix=True,
-        ln_scale=True,
-        branch_scales=True,
-    )
+def test_parameter_counts_are_those_of_the_table_of_pr585() -> None:
+    config = ModelConfig(**PR585)
     counts = parameter_counts(config)
-    assert counts["tok_emb.weight"] == 524_288
-    assert counts["smear.gate"] == 512
-    assert counts["skip_weights"] == 2_560
-    assert sum(counts.values()) == 524_288 + 512 + 2_560 + 11 * (2_883_584 + 2_056)
+    per_block = {name: n for name, n in counts.items() if name.startswith("blocks.")}
+    assert sum(per_block.values()) == 11 * (2_883_584 + 2_056)
+    assert {name: n for name, n in counts.items() if name not in per_block} == {
+        "tok_emb.weight": 524_288,
+        "bigram.embed.weight": 1_048_576,
+        "bigram.proj.weight": 65_536,
+        "bigram.scale": 1,
+        "smear.gate": 512,
+        "skip_weights": 2_560,
+        "ve_shared.embed.weight": 131_072,
+        "ve_shared.proj.weight": 65_536,
+        "ve_shared.scale": 1,
+        "ve_layer_scales": 2,
+    }
+    assert sum(counts.values()) == 33_580_124
     assert config.stretched_rope_base == pytest.approx(22_081.8, abs=0.1)
+
+
+def test_lookups_start_as_the_digest_says() -> None:
+    model = Transformer(ModelConfig(**LOOKUPS))
+    model.init_weights(torch.Generator().manual_seed(0))
+    assert not model.bigram.embed.weight.any()
+    assert model.bigram.scale.item() == pytest.approx(0.05)
+    assert model.ve_shared.scale.item() == pytest.approx(0.1)
+    assert model.ve_shared.embed.weight.std().item() == pytest.approx(0.01, rel=0.15)
+    assert [scale.item() for scale in model.ve_layer_scales] == [1.0, 1.0]
+    for proj in (model.bigram.proj, model.ve_shared.proj):
+        singular = torch.linalg.svdvals(proj.weight)
+        np.testing.assert_allclose(singular.detach(), 10**-0.5, rtol=1e-5)  # 5 layers
+
+
+def test_first_position_has_a_bucket_of_its_own() -> None:
+    ids = torch.tensor([[1023, 0, 0], [5, 1023, 7]])
+    found = bigram_ids(ids, 8192)
+    assert found[:, 0].tolist() == [8191, 8191]
+    assert found[0, 1].item() == (27191 * 1023) % 8191
+    assert found[1, 2].item() == ((36313 * 7) ^ (27191 * 1023)) % 8191
+    assert found[:, 1:].max() < 8191
 
 
 def test_features_that_are_off_have_no_parameters() -> None:
@@ -227,7 +297,7 @@ def test_features_that_are_off_have_no_parameters() -> None:
     assert names == linears | {"tok_emb.weight", "blocks.attn.q_gain"}
 
 
-@pytest.mark.parametrize("values", [PLAIN, FULL])
+@pytest.mark.parametrize("values", [PLAIN, FULL, LOOKUPS])
 def test_fields_round_trip(values: dict[str, Any]) -> None:
     config = ModelConfig(**values)
     stored = config.to_fields()
@@ -237,17 +307,18 @@ def test_fields_round_trip(values: dict[str, Any]) -> None:
 
 def test_field_ids_and_defaults_are_frozen() -> None:
     known = {f.metadata["id"]: (f.name, f.default) for f in dataclasses.fields(ModelConfig)}
-    assert list(known) == list(range(1, 22))
+    assert list(known) == list(range(1, 27))
     assert [known[i][0] for i in range(1, 8)] == [
         *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"),
         "seq_len",
     ]
-    assert [known[i] for i in range(8, 22)] == [
+    assert [known[i] for i in range(8, 27)] == [
         *(("rope_dims", 16), ("rope_base", 10000.0), ("rope_train_length", 0)),
         *(("qk_gain_init", 1.5), ("softcap", 30.0), ("leaky_slope", 0.0), ("smear_gate", False)),
         *(("smear_document_mask", False), ("unet_skips", False), ("resid_mix", False)),
         *(("ln_scale", False), ("branch_scales", False), ("tied_embeddings", True)),
-        ("embed_init_std", 0.005),
+        *(("embed_init_std", 0.005), ("xsa_layers", 0), ("bigram_buckets", 0)),
+        *(("bigram_dim", 0), ("ve_layers", 0), ("ve_dim", 0)),
     ]
 
 
@@ -278,6 +349,12 @@ def test_stored_fields_are_checked() -> None:
         ({"leaky_slope": 1.0}, "leaky_slope=1.0"),
         ({"softcap": -1.0}, "softcap=-1.0"),
         ({"smear_document_mask": True}, "needs smear_gate"),
+        ({"xsa_layers": 4}, "xsa_layers=4, expected 0 to 3"),
+        ({"ve_layers": -1}, "ve_layers=-1"),
+        ({"ve_layers": 2}, "ve_layers=2 with ve_dim=0"),
+        ({"ve_dim": 2}, "ve_layers=0 with ve_dim=2"),
+        ({"bigram_buckets": 1, "bigram_dim": 4}, "bigram_buckets=1"),
+        ({"bigram_buckets": 8, "bigram_dim": -4}, "bigram_dim=-4"),
     ],
 )
 def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:

@@ -73,10 +73,21 @@ class ModelConfig:
     """Use the token embedding as output head."""
     embed_init_std: float = field(default=0.005, metadata={"id": 21})
     """Standard deviation of the initial embedding (and of an untied head)."""
+    xsa_layers: int = field(default=0, metadata={"id": 22})
+    """Last layers whose attention outputs lose their part along the position's own value (XSA)."""
+    bigram_buckets: int = field(default=0, metadata={"id": 23})
+    """Rows of a table for hashed pairs of tokens, added to the embedding; 0 is none."""
+    bigram_dim: int = field(default=0, metadata={"id": 24})
+    """Width of that table."""
+    ve_layers: int = field(default=0, metadata={"id": 25})
+    """Last layers that add a shared value embedding of the token to their values."""
+    ve_dim: int = field(default=0, metadata={"id": 26})
+    """Width of its table."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_positions()
+        self._check_lookups()
         for name in ("softcap", "qk_gain_init", "embed_init_std"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.leaky_slope < 1, "leaky_slope", self.leaky_slope, "from 0 to below 1")
@@ -174,6 +185,19 @@ class ModelConfig:
                 f"rope_train_length={self.rope_train_length} needs rope_dims of at least 4, got "
                 f"{self.rope_dims}"
             )
+
+    def _check_lookups(self) -> None:
+        for name in ("xsa_layers", "ve_layers"):
+            value = getattr(self, name)
+            _require(0 <= value <= self.num_layers, name, value, f"0 to {self.num_layers}, layers")
+        buckets = self.bigram_buckets
+        _require(buckets == 0 or buckets >= 2, "bigram_buckets", buckets, "0, or 2 and more")
+        for size, width in (("bigram_buckets", "bigram_dim"), ("ve_layers", "ve_dim")):
+            if (getattr(self, size) > 0) != (getattr(self, width) > 0) or getattr(self, width) < 0:
+                raise InvalidArgumentError(
+                    f"{size}={getattr(self, size)} with {width}={getattr(self, width)}, expected "
+                    "both positive or both 0"
+                )
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

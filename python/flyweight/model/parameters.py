@@ -24,5 +24,5 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
         model = Transformer(config)
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        counts[re.sub(r"\.\d+\.", ".", name)] += parameter.numel()
+        counts[re.sub(r"\.\d+(?=\.|$)", "", name)] += parameter.numel()
     return dict(counts)

@@ -28,12 +28,20 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationConfig:
-    """Training tokens that the Hessians are collected from."""
+    """Tokens that Hessians are collected from, and what else is."""
 
     batches: int
     """Forward passes."""
     batch_sequences: int
     """Sequences of the model's ``seq_len`` in each."""
+    source: Literal["train", "generate"] = "train"
+    """Training tokens, or tokens that the model draws itself."""
+    temperature: float = 1.0
+    """What logits are divided by where the model draws."""
+    sensitivities: bool = False
+    """Also run backward, for what an error in each row costs."""
+    max_seconds: float = 0.0
+    """No further batch is begun after that long, one is always counted; 0 is no limit."""
 
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_sequences < 1:
@@ -41,6 +49,12 @@ class CalibrationConfig:
                 "batches and batch_sequences must be 1 or more, got "
                 f"{self.batches} and {self.batch_sequences}"
             )
+        if not self.temperature > 0:
+            raise InvalidArgumentError(f"temperature must be above 0, got {self.temperature}")
+        if self.temperature != 1.0 and self.source != "generate":
+            raise InvalidArgumentError("temperature needs source 'generate'")
+        if self.max_seconds < 0:
+            raise InvalidArgumentError(f"max_seconds must be 0 or more, got {self.max_seconds}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

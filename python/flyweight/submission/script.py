@@ -24,6 +24,7 @@ MODULES = (
     "flyweight.submission.digest",
     "flyweight.data.byte_counts",
     "flyweight.model.config",
+    "flyweight.model.embeddings",
     "flyweight.model.transformer",
     "flyweight.evaluate.config",
     "flyweight.evaluate.bpb",

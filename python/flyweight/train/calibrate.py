@@ -1,100 +1,129 @@
-"""Second moments of the inputs of every weight matrix, which GPTQ calls Hessians."""
+"""What a model says about its weights: Hessians of their inputs, and how much each row matters.
+
+Shapes: B sequences, T tokens, D model_dim, V vocab_size, N tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from flyweight.errors import InvalidArgumentError
 from flyweight.model.transformer import Transformer
+from flyweight.train.moments import Moments, add
 
 __all__ = ["Hessians", "collect_hessians"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hessians:
-    """Mean of ``x x^T`` over tokens, by weight name."""
+    """Second moments by weight name, averaged over the tokens of all ranks.
+
+    Notes
+    -----
+    With both, an error ``d`` (rows, cols) of a weight costs about
+    ``1/2 sum_r row_sensitivities[r] d[r] H d[r]^T`` nats per token: the Fisher information, taken
+    as a Kronecker product with a diagonal factor on the side of the rows.
+    """
 
     matrices: dict[str, NDArray[np.float32]]
-    """Weight name to (cols, cols) float32; for a tied head the embedding's name and the head's
-    input."""
+    """Weight name to (cols, cols) float32: mean of ``x x^T`` over the inputs of a linear or head.
+    With sensitivities also for tables that are looked up: mean of ``g g^T`` over the gradients of
+    what was looked up, and for a tied head both."""
+    row_sensitivities: dict[str, NDArray[np.float32]] | None
+    """Weight name to (rows,) float32: mean over tokens of the squared gradient of the summed loss
+    to the row's output; for a table how often a token looks up the row. None if not asked for."""
     n_tokens: int
     """Tokens in the mean."""
 
 
-@torch.inference_mode()
-def collect_hessians(model: Transformer, batches: Iterable[Tensor]) -> Hessians:
-    """Run a model over calibration tokens and average the outer products of its activations.
+def collect_hessians(
+    model: Transformer,
+    batches: Iterable[Tensor],
+    *,
+    sensitivities: bool = False,
+    generator: torch.Generator | None = None,
+    max_seconds: float | None = None,
+) -> Hessians:
+    """Run a model over calibration tokens and average outer products of activations.
 
     Parameters
     ----------
-    model : the model that will be scored; sums are kept on its device
+    model : the model that will be scored, not compiled; sums are kept on its device
     batches : (B, T) int64 token ids each, moved to that device; forwards run under the caller's
-        autocast, if any
+        autocast, if any. Where ``torch.distributed`` is initialised, each rank gives its own.
+    sensitivities : also run backward, from labels that the model draws itself
+    generator : draws those labels, on the model's device; None is one seeded by the rank
+    max_seconds : no further batch is begun after that long; one is always counted
 
     Raises
     ------
     InvalidArgumentError
-        There is no batch.
+        There is no batch (on some rank).
 
     Notes
     -----
     Products and sums are float32 without TF32, whatever the activations are. GPTQ's factor 2 is
-    left out: it cancels.
+    left out: it cancels. Labels of the model make it the true Fisher information, not the
+    empirical one. The head needs no labels: their expected squared gradient is
+    ``p (1 - p)`` times the squared slope of the soft cap.
 
     References
     ----------
-    Frantar et al., "GPTQ" (2023), section 3.
+    Frantar et al., "GPTQ" (2023), section 3. Martens and Grosse, "Optimizing neural networks with
+    Kronecker-factored approximate curvature" (2015), section 5.
     """
     device = model.tok_emb.weight.device
-    sums: dict[str, Tensor] = {}
-    n_tokens = 0
-    with _float32_products(), _input_hooks(model, sums):
-        for tokens_BT in batches:
-            hidden_BTD = model.hidden(tokens_BT.to(device))
-            head = "tok_emb.weight" if model.lm_head is None else "lm_head.weight"
-            _add_outer_products(sums, head, hidden_BTD)
-            n_tokens += tokens_BT.numel()
-    if not n_tokens:
-        raise InvalidArgumentError("no calibration batches: expected at least one")
-    matrices = {name: (total / n_tokens).cpu().numpy() for name, total in sums.items()}
-    return Hessians(matrices=matrices, n_tokens=n_tokens)
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(_rank())
+    sums = Moments()
+    started = time.perf_counter()
+    for tokens_BT in batches:
+        mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
+        with _float32_products(), sums.collecting(model), mode:  # not while the next batch is made
+            _add_batch(model, tokens_BT.to(device), sums, generator if sensitivities else None)
+        if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
+            break
+    sums.reduce(device)
+    return _finish(model, sums, sensitivities=sensitivities)
 
 
-def _add_outer_products(sums: dict[str, Tensor], name: str, x: Tensor) -> None:
-    with torch.autocast(x.device.type, enabled=False):
-        rows = x.flatten(0, -2).float()
-        product = rows.mT @ rows
-    if name in sums:
-        sums[name] += product
-    else:
-        sums[name] = product
+def _add_batch(
+    model: Transformer, tokens_BT: Tensor, sums: Moments, generator: torch.Generator | None
+) -> None:
+    hidden_BTD = model.hidden(tokens_BT)
+    sums.add_input(_head_name(model), hidden_BTD)
+    sums.forget_input()
+    sums.n_tokens += tokens_BT.numel()
+    if generator is None:
+        return
+    logits_NV = model.logits(hidden_BTD).flatten(0, 1)
+    probabilities_NV = torch.softmax(logits_NV.detach(), -1)
+    labels_N = torch.multinomial(probabilities_NV, 1, generator=generator).squeeze(1)
+    squares_NV = probabilities_NV * (1 - probabilities_NV)
+    if cap := model.config.softcap:
+        squares_NV *= (1 - (logits_NV.detach() / cap).square()).square()
+    add(sums.squares, _head_name(model), squares_NV.sum(0))
+    nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum").backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _input_hooks(model: Transformer, sums: dict[str, Tensor]) -> Iterator[None]:
-    """Add up the inputs of the linears of all blocks while the block runs."""
-
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, inputs: _add_outer_products(sums, name, inputs[0])
-
-    handles = [
-        module.register_forward_pre_hook(hook_for(f"blocks.{name}.weight"))
-        for name, module in model.blocks.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
+def _gradients_of_lookups(model: Transformer) -> Iterator[None]:
+    """Let gradients begin at what was looked up: none is computed for a weight."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -105,3 +134,51 @@ def _float32_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _seconds_since(started: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # else only the launches are timed
+    return time.perf_counter() - started
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _finish(model: Transformer, sums: Moments, *, sensitivities: bool) -> Hessians:
+    matrices = sums.products | sums.gradients
+    rows = sums.squares | sums.lookups
+    if sensitivities and model.lm_head is None:
+        name = _head_name(model)
+        matrices[name], rows[name] = _both_roles(
+            sums.products[name], sums.squares[name], sums.gradients[name], sums.lookups[name]
+        )
+    arrays = {name: (total / sums.n_tokens).cpu().numpy() for name, total in matrices.items()}
+    for name, source in sums.same_input.items():
+        arrays[name] = arrays[source]
+    found = {name: (total / sums.n_tokens).cpu().numpy() for name, total in rows.items()}
+    return Hessians(
+        matrices=arrays,
+        row_sensitivities=found if sensitivities else None,
+        n_tokens=sums.n_tokens,
+    )
+
+
+def _both_roles(
+    head: Tensor, head_rows: Tensor, table: Tensor, table_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One matrix and one vector for a tied embedding, whose errors cost as head and as table.
+
+    The sum of two Kronecker products, ``diag(a) (x) A + diag(b) (x) B``, becomes the product of its
+    marginals, which keeps what all columns of a row, and all rows of a column pair, cost together.
+    The matrix stays in units of the head's.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    matrix = head + table * (table_rows.sum() / head_rows.sum().clamp(min=tiny))
+    rows = head_rows * head.trace() + table_rows * table.trace()
+    return matrix, rows / matrix.trace().clamp(min=tiny)
+
+
+def _head_name(model: Transformer) -> str:
+    return "tok_emb.weight" if model.lm_head is None else "lm_head.weight"

@@ -90,9 +90,10 @@ class Muon(Optimizer):
 
 
 def build_optimizers(model: Transformer, config: OptimConfig) -> tuple[Optimizer, ...]:
-    """Muon over the linears of the blocks, AdamW over embeddings and over everything else."""
-    linears = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-    heads = [model.tok_emb, *([] if model.lm_head is None else [model.lm_head])]
+    """Muon over the linears, AdamW over the embeddings (a head is one) and everything else."""
+    modules = list(model.modules())
+    linears = [m.weight for m in modules if isinstance(m, nn.Linear) and m is not model.lm_head]
+    heads = [m for m in modules if isinstance(m, nn.Embedding) or m is model.lm_head]
     embeddings = [head.weight for head in heads]
     taken = {id(weight) for weight in (*linears, *embeddings)}
     scalars = [p for p in model.parameters() if id(p) not in taken]

@@ -1,0 +1,67 @@
+"""Learned lookups beside the token embedding: hashed pairs of tokens, and values of the attention.
+
+Shapes: B sequences, T tokens, D model_dim, C width of the values (``num_kv_heads * head_dim``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flyweight.model.config import ModelConfig
+
+__all__ = ["BigramHash", "ValueEmbedding", "bigram_ids"]
+
+_HASH_THIS = 36313
+_HASH_BEFORE = 27191
+
+
+def bigram_ids(tokens_BT: Tensor, buckets: int) -> Tensor:
+    """Bucket of each token and the one before it.
+
+    Parameters
+    ----------
+    tokens_BT : (B, T) int64, ids below 65536
+    buckets : 2 or more; the last one belongs to the first position alone
+
+    Returns
+    -------
+    (B, T) int64: ``((36313 x[t]) xor (27191 x[t-1])) mod (buckets - 1)``, and ``buckets - 1`` where
+    ``t`` is 0. No product overflows, so ids below 59,000 meet the int32 hash of the reference.
+
+    References
+    ----------
+    Pull requests #414 and #585 of openai/parameter-golf.
+    """
+    this, before = tokens_BT[:, 1:] * _HASH_THIS, tokens_BT[:, :-1] * _HASH_BEFORE
+    hashed = torch.bitwise_xor(this, before) % (buckets - 1)
+    return nn.functional.pad(hashed, (1, 0), value=buckets - 1)
+
+
+class BigramHash(nn.Module):
+    """``scale * proj(embed[hash of the token and the one before])``, added to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(config.bigram_buckets, config.bigram_dim)
+        self.proj = nn.Linear(config.bigram_dim, config.model_dim, bias=False)
+        self.scale = nn.Parameter(torch.tensor(0.05))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        ids_BT = bigram_ids(tokens_BT, self.embed.num_embeddings)
+        out_BTD: Tensor = self.proj(self.embed(ids_BT))
+        return out_BTD * self.scale.to(out_BTD.dtype)
+
+
+class ValueEmbedding(nn.Module):
+    """``scale * proj(embed[token])``, which the last layers share and add to their values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.ve_dim)
+        self.proj = nn.Linear(config.ve_dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        out_BTC: Tensor = self.proj(self.embed(tokens_BT))
+        return out_BTC * self.scale.to(out_BTC.dtype)
