@@ -31,7 +31,7 @@ void check_shape(const char* name, const InputArray<T, 2>& array, std::size_t ro
 py::array_t<std::int8_t> gptq_quantize(const py::object& weights, const py::object& inverse_factor,
                                        const py::object& scales, const py::object& column_groups,
                                        const py::object& zero_points, int lo, int hi,
-                                       py::ssize_t block_cols) {
+                                       py::ssize_t block_cols, py::ssize_t threads) {
   const InputArray<float, 2> w(weights, "weights");
   const InputArray<float, 2> u(inverse_factor, "inverse_factor");
   const InputArray<float, 2> s(scales, "scales");
@@ -45,14 +45,15 @@ py::array_t<std::int8_t> gptq_quantize(const py::object& weights, const py::obje
   const gptq::Params params{lo, hi, narrow<std::size_t>(block_cols, "block_cols")};
   const gptq::Inputs inputs{w.span(), u.span(), s.span(), optional_span(groups),
                             optional_span(zeros)};
-  const std::size_t scratch_size = gptq::scratch_size(shape.cols, params.block_cols);
+  const auto workers = narrow<std::size_t>(threads, "threads");
+  const std::size_t scratch_size = gptq::scratch_size(shape, workers);
   const auto scratch = std::make_unique_for_overwrite<float[]>(scratch_size);
   py::array_t<std::int8_t> codes(
       {static_cast<py::ssize_t>(shape.rows), static_cast<py::ssize_t>(shape.cols)});
   const auto out = output_span(codes);
   {
     const py::gil_scoped_release release;
-    gptq::quantize(inputs, shape, params, {scratch.get(), scratch_size}, out);
+    gptq::quantize(inputs, shape, params, workers, {scratch.get(), scratch_size}, out);
   }
   return codes;
 }
@@ -63,7 +64,7 @@ void register_gptq(py::module_& module) {
   using py::arg;
   module.def("gptq_quantize", &gptq_quantize, arg("weights"), arg("inverse_factor"), arg("scales"),
              py::kw_only(), arg("column_groups") = py::none(), arg("zero_points") = py::none(),
-             arg("lo"), arg("hi"), arg("block_cols") = 128);
+             arg("lo"), arg("hi"), arg("block_cols") = 128, arg("threads") = 1);
 }
 
 }  // namespace flyweight::bindings

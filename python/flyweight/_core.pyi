@@ -82,4 +82,5 @@ def gptq_quantize(
     lo: int,
     hi: int,
     block_cols: int = 128,
+    threads: int = 1,
 ) -> Codes: ...

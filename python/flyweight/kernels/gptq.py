@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.kernels.dispatch import implementation
+from flyweight.kernels.parallel import thread_count
 from flyweight.reference import gptq as reference
 from flyweight.typing import Codes
 
@@ -22,6 +23,7 @@ def gptq_quantize(
     lo: int,
     hi: int,
     block_cols: int = 128,
+    threads: int | None = 1,
 ) -> Codes:
     """Codes column by column, each column's error spread over the columns that follow.
 
@@ -35,7 +37,8 @@ def gptq_quantize(
         with one scale per row
     zero_points : (rows, groups) float32, code that stands for 0.0; zeros if left out
     lo, hi : lowest and highest code, ``-128 <= lo <= hi <= 127``
-    block_cols : columns coded before those further right are brought up to date; speed only
+    block_cols : columns whose errors are spread together; speed only
+    threads : threads that share the rows; None for one per processor; speed only
 
     Returns
     -------
@@ -53,8 +56,9 @@ def gptq_quantize(
     -----
     With ``w`` the weights as updated so far, ``code = clip(round_half_even(w / s + z), lo, hi)``,
     ``error = (w - s * (code - z)) / U[j, j]`` and ``w[k] -= error * U[j, k]`` for ``k > j``, in
-    float32 and in the order of j. Rows do not see each other. The result does not depend on
-    ``block_cols``, and with an identity factor it is round to nearest.
+    float32 with both products fused into their subtraction, in the order of j. Rows do not see each
+    other. The result depends neither on ``block_cols`` nor on threads or the instruction set, and
+    with an identity factor it is round to nearest.
 
     References
     ----------
@@ -69,4 +73,5 @@ def gptq_quantize(
         lo=lo,
         hi=hi,
         block_cols=block_cols,
+        threads=thread_count(threads),
     )

@@ -31,8 +31,9 @@ def gptq_quantize(
     lo: int,
     hi: int,
     block_cols: int = 128,
+    threads: int = 1,
 ) -> Codes:
-    """Codes of every weight; ``block_cols`` has no influence on the result, here or elsewhere."""
+    """Codes of every weight; neither ``block_cols`` nor ``threads`` changes the result anywhere."""
     weights = as_array(weights, "weights", np.float32, 2)
     inverse_factor = as_array(inverse_factor, "inverse_factor", np.float32, 2)
     scales = as_array(scales, "scales", np.float32, 2)
@@ -44,6 +45,8 @@ def gptq_quantize(
     _check_matrix("scales", scales, (rows, groups))
     _check_matrix("zero_points", zero_points, (rows, groups))
     _check_codes(lo, hi, block_cols)
+    if threads < 1:
+        raise InvalidArgumentError(f"gptq: got threads={threads}, expected 1 or more")
     column_groups = _checked_groups(column_groups, cols, groups)
     _check_matrix("weights", weights, (rows, cols))
     _check_diagonal(inverse_factor)
@@ -68,9 +71,34 @@ def quantize_columns(
             level = np.where(scale == 0, zero, w / scale + zero)
             code = np.clip(np.rint(np.where(np.isnan(level), lo, level)), lo, hi)
             codes[:, j] = code.astype(np.int8)
-            error = (w - scale * (code.astype(w.dtype) - zero)) / U[j, j]
-            weights[:, j + 1 :] -= error[:, None] * U[j, j + 1 :]
+            residual = _minus_product(w, scale, code.astype(w.dtype) - zero)
+            error = residual / U[j, j]
+            later = weights[:, j + 1 :]
+            later[:] = _minus_product(later, error[:, None], U[j, j + 1 :])
     return codes
+
+
+def _minus_product(c: NDArray[Float], a: NDArray[Float], b: NDArray[Float]) -> NDArray[Float]:
+    """``c - a * b``: rounded once in float32, as a fused multiply-add does; twice in float64.
+
+    Float64 holds the product exactly. Their sum is rounded to odd (if it is not exact, towards the
+    neighbor whose last bit is set), so that rounding it again to float32 errs no further.
+
+    References
+    ----------
+    Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums", theorem 1.
+    """
+    if c.dtype == np.float64:
+        return c - a * b
+    wide, product = c.astype(np.float64), -(a.astype(np.float64) * b.astype(np.float64))
+    total = wide + product
+    part = total - wide
+    rest = (wide - (total - part)) + (product - part)
+    is_even = np.ascontiguousarray(total).view(np.int64) % 2 == 0
+    inexact = np.isfinite(total) & (rest != 0) & is_even
+    odd = np.nextafter(total, np.where(rest > 0, np.inf, -np.inf))
+    result: NDArray[Float] = np.where(inexact, odd, total).astype(c.dtype)
+    return result
 
 
 def _check_matrix(name: str, matrix: AnyArray, shape: tuple[int, int]) -> None:
