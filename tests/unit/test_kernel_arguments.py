@@ -188,6 +188,7 @@ def test_gptq_array_kinds(name: str) -> None:
         ({"lo": 3, "hi": 2}, "lo=3, hi=2"),
         ({"block_cols": 0}, "block_cols=0"),
         ({"block_cols": -5}, "block_cols=-5"),
+        ({"threads": 0}, "threads=0"),
     ],
 )
 def test_gptq_values(changes: dict[str, Any], message: str) -> None:

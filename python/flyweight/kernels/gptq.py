@@ -23,7 +23,7 @@ def gptq_quantize(
     lo: int,
     hi: int,
     block_cols: int = 128,
-    threads: int | None = 1,
+    threads: int | None = None,
 ) -> Codes:
     """Codes column by column, each column's error spread over the columns that follow.
 

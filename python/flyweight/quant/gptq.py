@@ -19,6 +19,7 @@ from flyweight.typing import AnyArray, Codes
 __all__ = ["GptqResult", "hessian_error", "inverse_factor", "quantize_matrix"]
 
 MAX_DAMPING_STEPS = 12
+SMALL_TRIANGLE = 48  # columns, below which a general inverse is as fast as its halves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ def quantize_matrix(
     damp_ratio: float = 0.01,
     act_order: bool = True,
     block_cols: int = 128,
+    threads: int | None = None,
 ) -> GptqResult:
     """Codes of a matrix by GPTQ, or by rounding to nearest where there is no Hessian.
 
@@ -55,7 +57,8 @@ def quantize_matrix(
     zero_points : (rows, groups) as they will be stored; affine grids only
     damp_ratio : share of the mean diagonal added before the factorization
     act_order : take columns by falling Hessian diagonal
-    block_cols : columns updated lazily together
+    block_cols : columns whose errors are spread together; speed only
+    threads : threads that share the rows; None for one per processor; speed only
 
     Returns
     -------
@@ -107,6 +110,7 @@ def quantize_matrix(
         zero_points,
         column_groups=grid.column_groups(cols)[order],
         block_cols=block_cols,
+        threads=threads,
     )
     return GptqResult(codes=codes, damp_ratio=used, dead_columns=int(dead.sum()))
 
@@ -137,7 +141,7 @@ def round_to_nearest(
 def inverse_factor(
     hessian: NDArray[np.float32], *, damp_ratio: float
 ) -> tuple[NDArray[np.float32], float | None]:
-    """Upper Cholesky factor ``U`` of the damped inverse, ``H^-1 = U^T U``, by float64 LAPACK.
+    """Upper Cholesky factor ``U`` of the damped inverse, ``H^-1 = U^T U``, in float64.
 
     Parameters
     ----------
@@ -191,12 +195,27 @@ def _factor(damped: NDArray[np.float64]) -> NDArray[np.float32] | None:
         # With P the order reversal, chol(P H P) = L gives H = (P L P)(P L P)^T, P L P upper;
         # its inverse transposed is lower, so U = (P L P)^-1 is upper and H^-1 = U^T U.
         lower = np.linalg.cholesky(damped[::-1, ::-1])
-        inverse = np.linalg.solve(lower, np.eye(len(damped)))[::-1, ::-1]
+        inverse = _inverse_of_lower(lower)[::-1, ::-1]
     except np.linalg.LinAlgError:
         return None
-    factor = np.ascontiguousarray(np.triu(inverse), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        factor = np.ascontiguousarray(inverse, dtype=np.float32)
     usable = np.isfinite(factor).all() and (np.diagonal(factor) > 0).all()
     return factor if usable else None
+
+
+def _inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of a lower triangular matrix, almost all of it in two products of blocks:
+    ``inv([[A, 0], [B, C]]) = [[inv(A), 0], [-inv(C) B inv(A), inv(C)]]``."""
+    size = len(lower)
+    if size <= SMALL_TRIANGLE:
+        return np.tril(np.linalg.inv(lower))
+    half = size // 2
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 def _run(
@@ -206,19 +225,20 @@ def _run(
     grid: Grid,
     zero_points: AnyArray | None,
     *,
-    column_groups: NDArray[np.int32] | None = None,
-    block_cols: int = 128,
+    column_groups: NDArray[np.int32],
+    block_cols: int,
+    threads: int | None,
 ) -> Codes:
-    groups = grid.column_groups(weights.shape[1]) if column_groups is None else column_groups
     return gptq_quantize(
         np.ascontiguousarray(weights),
         factor,
         np.ascontiguousarray(scales, dtype=np.float32),
-        column_groups=np.ascontiguousarray(groups),
+        column_groups=np.ascontiguousarray(column_groups),
         zero_points=None if zero_points is None else zero_points.astype(np.float32),
         lo=grid.lo,
         hi=grid.hi,
         block_cols=block_cols,
+        threads=threads,
     )
 
 
