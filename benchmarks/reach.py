@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-__all__ = ["Goal", "bitpack_goals", "goals"]
+__all__ = ["Goal", "bitpack_goals", "goals", "gptq_goals"]
 
 Record = dict[str, Any]
 MINILM = ("S6", "S5", "S4", "SD6")
 S1_BITS = {"S6": 5.2542, "S5": 4.2079, "S4": 3.1206, "SD6": 3.3228}
 """Ideal code lengths of the better of one table and tables by row and column class, per tensor."""
 S1_MARGIN_PERCENT = 0.05
+LOOP_FACTORS = {"512x512": 10, "2048x512": 8, "512x2048": 3.5}
+"""Times as fast as the classic column loop that GPTQ was to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,31 @@ def bitpack_goals(record: Record) -> list[Goal]:
         words = f"{verb}: {tier} over {limit}, {largest['name']} codes"
         wanted = f"at least {least}x"
         found.append(_judged(words, wanted, values, min, partial(operator.le, least), "{:.2f}x"))
+    return found
+
+
+def gptq_goals(record: Record) -> list[Goal]:
+    """The column updates against their arithmetic and against the classic loop."""
+    matrices, tier = record["matrices"], record["fingerprint"]["tiers"][-1]
+    floors = {
+        matrix["name"]: matrix["times_the_floor"][f"flyweight {tier}"]["median"]
+        for matrix in matrices
+    }
+    words = f"{tier}, one thread, over the floor"
+    found = [_judged(words, "at most 3x", floors, max, lambda v: v <= 3, "{:.2f}x")]
+    for matrix in matrices:
+        least = LOOP_FACTORS.get(matrix["name"])
+        if least is not None:
+            values = {matrix["name"]: matrix["over_torch_loop"]["median"]}
+            words = f"{tier}, one thread, times as fast as the torch loop"
+            enough = partial(operator.le, least)
+            found.append(_judged(words, f"at least {least}x", values, min, enough, "{:.1f}x"))
+    twice = {matrix["name"]: matrix["over_one_thread"]["median"] for matrix in matrices}
+    words = "two threads over one, wall"
+    found.append(_judged(words, "more than 1x", twice, min, lambda v: v > 1, "{:.2f}x"))
+    losses = {matrix["name"]: abs(matrix["loss_over_float64"]["ratio"] - 1) for matrix in matrices}
+    words = "loss, relative difference to float64"
+    found.append(_judged(words, "at most 1e-3", losses, max, lambda v: v <= 1e-3, "{:.1e}"))
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import Goal, bitpack_goals, goals
+from reach import Goal, bitpack_goals, goals, gptq_goals
 
 __all__ = ["page"]
 
@@ -106,6 +106,33 @@ def _bitpack(record: Record) -> Iterable[str]:
     yield _table(("task", *(f"{size['name']} codes" for size in sizes)), rows)
 
 
+def _gptq(record: Record) -> Iterable[str]:
+    """GPTQ on one machine; a row a contender, a column a matrix."""
+    yield f"## GPTQ on {record['fingerprint']['cpu']['name']}\n"
+    yield _provenance(record)
+    matrices = record["matrices"]
+    absent = {f"{each['name']} ({each['why']})" for each in matrices[0]["absent"]}
+    if absent:
+        yield f"Absent: {', '.join(sorted(absent))}.\n"
+    yield _goal_table(gptq_goals(record))
+    yield (
+        "Milliseconds of processor time (of wall time for two threads) and times the floor: "
+        f"{record['settings']['floor']}, in the same rounds. Rows by columns:\n"
+    )
+
+    def cell(matrix: Record, name: str) -> str:
+        if name not in matrix["results"]:
+            return ""
+        clock = "wall_seconds" if "2 threads" in name or "beside" in name else "cpu_seconds"
+        time = f"{matrix['results'][name][clock]['median'] * 1e3:.3g}"
+        floor = matrix["times_the_floor"].get(name)
+        return f"{time} ({floor['median']:.2f}x)" if floor else time
+
+    names = dict.fromkeys(name for matrix in matrices for name in matrix["results"])
+    rows = [(name, *(cell(matrix, name) for matrix in matrices)) for name in names]
+    yield _table(("what", *(matrix["name"] for matrix in matrices)), rows)
+
+
 def _goal_table(found: Iterable[Goal]) -> str:
     rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in found]
     return _table(("goal", "wanted", "found", ""), rows)
@@ -193,6 +220,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "bitpack": _bitpack,
     "codec": _codec,
+    "gptq": _gptq,
 }
 """Sections by topic, the first part of a record's name."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks are not 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -69,3 +71,23 @@ def test_calibration_is_recorded(tmp_path: Path) -> None:
     names = {"hessians", "hessians and sensitivities", "generate"}
     assert set(record["results"]) == names
     assert record["results"]["hessians"]["wall_seconds"]["median"] > 0
+
+
+def test_gptq_is_recorded_and_reported(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done = run(
+        *("bench_gptq.py", "--rounds", 2, "--shapes", "48x64", "33x130"),
+        *("--commit", "abc", "--out", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    [path] = tmp_path.glob("gptq_*.json")
+    record = json.loads(path.read_text())
+    assert [matrix["name"] for matrix in record["matrices"]] == ["48x64", "33x130"]
+    for matrix in record["matrices"]:
+        assert matrix["loss_over_float64"]["ratio"] == pytest.approx(1, abs=1e-3)
+        assert matrix["results"]["floor"]["repeats"] == 2
+    page = tmp_path / "page.md"
+    assert run("report.py", "--results", tmp_path, "--page", page).returncode == 0
+    text = page.read_text()
+    assert "| torch loop |" in text
+    assert "loss, relative difference to float64" in text

@@ -204,7 +204,7 @@ def _factor(damped: NDArray[np.float64]) -> NDArray[np.float32] | None:
     return factor if usable else None
 
 
-def _inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse_of_lower(lower: NDArray[np.floating]) -> NDArray[np.floating]:
     """Inverse of a lower triangular matrix, almost all of it in two products of blocks:
     ``inv([[A, 0], [B, C]]) = [[inv(A), 0], [-inv(C) B inv(A), inv(C)]]``."""
     size = len(lower)
