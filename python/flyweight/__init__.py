@@ -12,6 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "fit": "flyweight.fitting",
     "pack": "flyweight.artifact",
     "unpack": "flyweight.artifact",
     "inspect": "flyweight.format.inspect",

@@ -57,6 +57,10 @@ def test_flags_are_frozen() -> None:
             *("--bits", "--codec", "--effort", "--hessians", "--json", "--lossless", "--out"),
             *("--threads", "-o", "model"),
         ],
+        "fit": [
+            *("--budget", "--bytes-per-token", "--codec", "--dry-run", "--effort", "--hessians"),
+            *("--json", "--out", "--reserve", "--sensitivity", "--threads", "-o", "model"),
+        ],
         "unpack": ["--json", "--out", "--threads", "-o", "artifact"],
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
@@ -84,6 +88,30 @@ def test_lossless_files_from_any_number_of_threads(tmp_path: Path, checkpoint: P
     assert packed[0] == packed[1] == packed[2]
     assert len(packed[0]) < 0.87 * checkpoint.stat().st_size
     assert exit_code("unpack", tmp_path / "1.fly", "-o", tmp_path / "b", "--threads", 0) == 2
+
+
+def test_fit_leaves_the_reserve_and_says_what_would_fit(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fly, code = tmp_path / "m.fly", tmp_path / "train_gpt.py"
+    code.write_bytes(bytes(1000))
+    fitted = ("fit", checkpoint, "-o", fly, "--budget", 9000, "--reserve", code, "--json")
+    assert exit_code(*fitted) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bytes"] == {
+        "model": fly.stat().st_size,
+        "reserve": 1000,
+        "total": fly.stat().st_size + 1000,
+    }
+    assert 0 <= facts["slack"] <= 9
+    assert exit_code("fit", checkpoint, "--budget", 8000, "--dry-run") == 0
+    assert exit_code("fit", checkpoint, "--budget", 8000) == 2
+    assert exit_code("fit", checkpoint, "--budget", 8000, "--dry-run", "--reserve", "no") == 2
+    capsys.readouterr()
+    assert exit_code("fit", checkpoint, "-o", tmp_path / "no.fly", "--budget", 300) == 1
+    assert "the smallest file of these tensors has 3" in capsys.readouterr().err
+    assert exit_code("fit", checkpoint, "--dry-run", "--budget", 300, "--reserve", 300) == 1
+    assert not (tmp_path / "no.fly").exists()
 
 
 def test_losers_are_shown_though_packing_left_them_out(

@@ -78,6 +78,7 @@ def test_pack_inspect_unpack(tmp_path: Path) -> None:
     weights = rng.normal(size=(96, 128)).astype(np.float32)
     write_safetensors(source, {"w": weights, "bias": weights[0]})
     assert_documented("pack", printed_by("pack", source, "-o", fly))
+    assert_documented("fit", printed_by("fit", source, "--budget", 9000, "--dry-run"))
     assert_documented("unpack", printed_by("unpack", fly, "-o", back))
     assert_documented("inspect", printed_by("inspect", fly, "--losers"))
     for model in (source, fly):

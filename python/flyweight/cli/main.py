@@ -28,6 +28,7 @@ VERBS = {
     "score": "Stage 5 of a run: bits per byte, with a ledger.",
     "bundle": "Stage 6 of a run: a submission folder.",
     "pack": "Any safetensors checkpoint to a .fly file.",
+    "fit": "The best model whose .fly file fits a byte budget.",
     "unpack": "A .fly file back to safetensors.",
     "inspect": "Where every byte of a .fly file is.",
     "bench": "Codecs side by side on your own tensors: bytes, overhead, speed.",

@@ -188,8 +188,7 @@ def quantize_at(
     dtype = _scale_dtype(steps)
     scales = steps.rows.astype(dtype)
     columns = None if steps.columns is None else steps.columns.astype(dtype)
-    scaled = weights if columns is None else _over(weights, columns)
-    codes = _codes(scaled, curvature, scales.astype(np.float32), columns)
+    codes = _codes(weights, curvature, scales.astype(np.float32), columns)
     reach = int(np.abs(codes).max(initial=0))
     grid = Grid(lo=-reach, hi=reach, scale_dtype=dtype, has_column_scales=columns is not None)
     tensor = QuantizedTensor(
@@ -242,7 +241,8 @@ def steps_in_deviations(
     deviations = np.sqrt(np.einsum("rc,rc->r", scaled, scaled, dtype=np.float64) / scaled.shape[1])
     steps = np.maximum(2.0**log_slope * unit, largest / (MAX_CODE - 1))
     ratios = np.zeros(len(steps))
-    return np.divide(deviations, steps, out=ratios, where=(steps > 0) & (steps < 2 * largest))
+    np.divide(deviations, steps, out=ratios, where=(steps > 0) & (steps < 2 * largest))
+    return ratios
 
 
 def _largest_and_unit(
@@ -276,20 +276,22 @@ def _row_weights(sensitivity: NDArray[np.float32] | None, rows: int) -> NDArray[
 
 
 def _codes(
-    scaled: NDArray[np.float32],
+    weights: NDArray[np.float32],
     curvature: Curvature,
     scales: NDArray[np.float32],
     columns: AnyArray | None,
 ) -> NDArray[np.int8]:
+    scaled, factor = weights, curvature.factor
     rows, cols = scaled.shape
-    if curvature.factor is None:
+    if factor is None:
         with np.errstate(divide="ignore", invalid="ignore"):
             levels = np.where(scales == 0, np.float32(0), scaled / scales)
         rounded: NDArray[np.int8] = np.rint(levels).clip(-MAX_CODE, MAX_CODE).astype(np.int8)
         return rounded
-    order, factor = curvature.order, curvature.factor
-    if columns is not None:  # of x c instead of x: H becomes c H c, its inverse's factor U / c
-        factor = factor / columns.astype(np.float32)[order]
+    order = curvature.order
+    if columns is not None:  # inputs x c instead of x: H becomes c H c, its inverse's factor U / c
+        wide = columns.astype(np.float32)
+        scaled, factor = weights / wide, factor / wide[order]
     live = np.where(curvature.residual_power == 0, np.float32(0), scaled)
     codes = np.empty((rows, cols), dtype=np.int8)
     codes[:, order] = gptq_quantize(
