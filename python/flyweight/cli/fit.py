@@ -162,13 +162,13 @@ def _text(where: str, found: FitResult, facts: dict[str, Any]) -> str:
     if len(found.tensors) > len(shown):
         lines.append(f"and {len(found.tensors) - len(shown)} smaller tensors (--json has all)")
     size = facts["bytes"]
+    reserve = f" and {size['reserve']:,} in reserve" if size["reserve"] else ""
+    margin = f"{found.damage_per_kilobyte:.2e} less for each KB more"
+    sizes = f"{size['model']:,} bytes{reserve} of {facts['budget']:,}, {facts['slack']:,} left"
     lines += [
         "",
-        f"{where}: {size['model']:,} bytes"
-        + (f" and {size['reserve']:,} in reserve" if size["reserve"] else "")
-        + f" of {facts['budget']:,}, {facts['slack']:,} left",
-        f"predicted {found.objective}: {found.damage:.5f} {unit}, "
-        f"{found.damage_per_kilobyte:.2e} less for each KB more",
+        f"{where}: {sizes}",
+        f"predicted {found.objective}: {found.damage:.5f} {unit}, {margin}",
     ]
     if facts["bpb"] is not None:
         lines.append(

@@ -169,7 +169,7 @@ def equal_slope_steps(weights: NDArray[np.float32], curvature: Curvature, slope:
 
 
 def quantize_at(
-    weights: NDArray[np.float32], curvature: Curvature, slope: float, *, threads: int | None = 1
+    weights: NDArray[np.float32], curvature: Curvature, slope: float
 ) -> tuple[QuantizedTensor, NDArray[np.float64]]:
     """A matrix in steps of a slope, and the damage of each of its rows.
 
@@ -177,7 +177,6 @@ def quantize_at(
     ----------
     weights : (rows, cols) float32, finite
     curvature, slope : see :func:`equal_slope_steps`
-    threads : of the kernel
 
     Returns
     -------
@@ -300,6 +299,7 @@ def _codes(
         np.ascontiguousarray(scales),
         lo=-MAX_CODE,
         hi=MAX_CODE,
+        threads=1,  # matrices are worked on side by side
     )
     return codes
 
