@@ -132,6 +132,7 @@ def main() -> None:
             budget,
             hessians=hessians.matrices,
             sensitivities=hessians.row_sensitivities,
+            threads=options.threads,
         )
         took = time.perf_counter() - started
         predicted = found.damage / math.log(2) * (scorer.tokens.size - 1) / scorer.text_bytes
@@ -157,7 +158,7 @@ def main() -> None:
         packed = partial(pack, tensors, bits=bits, hessians=hessians.matrices)
         data = _timed(seconds, f"pack int{bits}", packed)
         add(f"int{bits}", len(data), unpack(data))
-    fits = [add_fit(budget, f"{budget:,} bytes") for budget in BUDGETS]
+    fits = [add_fit(budget, f"{budget:,} bytes") for budget in options.budgets]
     comparisons = {}
     for peer_row in [row for row in rows if row["name"].startswith("pr")]:
         name = peer_row["name"]
@@ -180,6 +181,7 @@ def main() -> None:
             "peer_calibration_tokens": PEER_SEQUENCES * CONFIG.seq_len,
             "targets": scorer.tokens.size - 1,
             "text_bytes": scorer.text_bytes,
+            "fit_threads": options.threads,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
         },
@@ -197,6 +199,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of shards")
     parser.add_argument("--val-bytes", type=int, default=1_217_898, help="bytes of its val text")
     parser.add_argument("--pr585", type=Path, help="that system's train_gpt.py")
+    parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
+    parser.add_argument("--threads", type=int, default=4, help="of fit")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
