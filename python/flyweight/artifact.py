@@ -101,10 +101,9 @@ def quantize(
     stored: dict[str, Stored] = {}
     reports = []
     for name, array in tensors.items():
-        rule = config.rule_for(name)
-        wanted = array.ndim >= 2 and array.size >= max(config.min_elements, 1)
+        rule = config.rule_for_array(name, array.shape)
         try:
-            if rule is not None and wanted and array.dtype in FLOAT_DTYPES:
+            if rule is not None and array.dtype in FLOAT_DTYPES:
                 hessian = (hessians or {}).get(name)
                 stored[name], report = _quantize_tensor(name, array, rule, config, hessian)
             else:

@@ -144,7 +144,12 @@ def _train(run: Run) -> dict[str, Any]:
 
     _drop_foreign_state(run)
     result = train(
-        run.recipe.model, run.recipe.train, run.data.folder, run.path("train"), seed=run.seed
+        run.recipe.model,
+        run.recipe.train,
+        run.data.folder,
+        run.path("train"),
+        seed=run.seed,
+        quantize=run.recipe.quantize,
     )
     facts = asdict(result)
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
@@ -317,6 +322,7 @@ _WORK = {
             "train": resolve(run.recipe.train),
             "seed": run.seed,
             "data": [shard.sha256 or shard.tokens for shard in run.data.train.shards],
+            "quantize": run.recipe.quantize.grid_settings() if run.recipe.train.qat else None,
         },
     ),
     "hessian": _Stage(

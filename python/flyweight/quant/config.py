@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -116,3 +116,12 @@ class QuantConfig:
     def rule_for(self, name: str) -> QuantRule | None:
         """The first rule whose pattern matches the tensor's name."""
         return next((rule for rule in self.rules if fnmatchcase(name, rule.match)), None)
+
+    def grid_settings(self) -> dict[str, object]:
+        """What says which tensors are put on which grids, in plain types: all but the solver's."""
+        return {"rules": [asdict(rule) for rule in self.rules], "min_elements": self.min_elements}
+
+    def rule_for_array(self, name: str, shape: tuple[int, ...]) -> QuantRule | None:
+        """The rule that puts a float tensor on a grid; None where it is kept in float."""
+        is_wanted = len(shape) >= 2 and math.prod(shape) >= max(self.min_elements, 1)
+        return self.rule_for(name) if is_wanted else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["OptimConfig", "TrainConfig"]
+__all__ = ["OptimConfig", "QatConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,38 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QatConfig:
+    """Quantization-aware training: the loss is taken of weights as the export rounds them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of range, or the method does not take it.
+    """
+
+    method: Literal["ste", "soft-round"] = "ste"
+    """``ste``: rounded to nearest at once, gradients pass straight through; ``soft-round``:
+    rounding that hardens over ``anneal_fraction`` of the budget, with a bounded gradient."""
+    start_fraction: float = 0.0
+    """Share of the budget after which it starts; 0 is from the first step on."""
+    anneal_fraction: float | None = None
+    """Of ``soft-round``: share of the budget from the start until it rounds to nearest."""
+
+    def __post_init__(self) -> None:
+        start, anneal = self.start_fraction, self.anneal_fraction
+        _require(self.method in ("ste", "soft-round"), "method", self.method, "ste or soft-round")
+        _require(0 <= start < 1, "start_fraction", start, "from 0 to below 1")
+        if (anneal is not None) != (self.method == "soft-round"):
+            raise InvalidArgumentError(
+                f"anneal_fraction={anneal!r}: soft-round needs it, ste has none"
+            )
+        if anneal is not None:
+            _require(
+                0 < anneal <= 1 - start, "anneal_fraction", anneal, f"above 0, to {1 - start:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Batches, budget, schedule and bookkeeping of a training run.
 
@@ -102,6 +135,8 @@ class TrainConfig:
     the last only."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizers."""
+    qat: QatConfig | None = None
+    """Quantization-aware training; without it nothing is added."""
 
     def __post_init__(self) -> None:
         for name in ("batch_sequences", "accumulation_steps", "log_steps"):

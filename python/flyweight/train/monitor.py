@@ -36,6 +36,8 @@ class StepRecord:
     """Training clock when the step was handed to the device."""
     spent: float
     """Share of the budget that is gone."""
+    qat: float | None = None
+    """How hard weights were rounded, 0 to 1; None without quantization-aware training."""
 
 
 class Monitor:
@@ -128,6 +130,8 @@ class Monitor:
             "tokens": record.tokens,
             "seconds": round(record.seconds, 3),
         }
+        if record.qat is not None:
+            line["qat"] = record.qat
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 

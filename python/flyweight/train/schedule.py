@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["budget_spent", "learning_rate_scale", "linear_ramp"]
+__all__ = ["budget_spent", "learning_rate_scale", "linear_ramp", "rounding_hardness"]
 
 
 def budget_spent(step: int, seconds: float, *, max_steps: int, max_seconds: float) -> float:
@@ -45,3 +45,20 @@ def linear_ramp(step: int, *, steps: int, start: float, end: float) -> float:
     """``start`` at step 0, ``end`` from ``steps`` on, linear between."""
     share = min(1.0, step / steps) if steps else 1.0
     return start + share * (end - start)
+
+
+def rounding_hardness(
+    spent: float, *, start_fraction: float, anneal_fraction: float | None
+) -> float:
+    """How hard quantization-aware training rounds: 0 before its start, 1 at its end.
+
+    Parameters
+    ----------
+    spent : share of the budget that is gone, from :func:`budget_spent`
+    anneal_fraction : share of the budget over which it rises linearly; None is at once
+    """
+    if spent < start_fraction:
+        return 0.0
+    if anneal_fraction is None:
+        return 1.0
+    return min(1.0, (spent - start_fraction) / anneal_fraction)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from flyweight.errors import InvalidArgumentError
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
+from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
+from flyweight.train.losses import Losses, LossFunction
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
 from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp
 from flyweight.train.state import TrainState, load_state, new_state, save_state
 
 __all__ = ["TrainResult", "pick_device", "train"]
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 _FREE_TO_CHANGE = frozenset(
     ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
@@ -70,6 +70,7 @@ def train(
     out_folder: str | os.PathLike[str],
     *,
     seed: int,
+    quantize: QuantConfig | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
     progress: bool = True,
@@ -81,6 +82,7 @@ def train(
     data_folder : holds ``fineweb_train_*.bin``
     out_folder : gets ``model.safetensors``, ``log.jsonl`` and ``state.safetensors``
     seed : draws the initial weights, and the order of the data if that is shuffled
+    quantize : what the export will do with the weights, for ``config.qat``
     max_steps, max_seconds : replace the budget of the config where they are given
     progress : show a bar on stderr
 
@@ -89,6 +91,8 @@ def train(
     DataError
         Shards are missing or do not fit the vocabulary; a state file belongs to another run; the
         loss is not finite any more.
+    InvalidArgumentError
+        ``config.qat`` is set, and ``quantize`` is missing or not for it.
     KeyboardInterrupt
         After SIGINT, once the state is saved.
 
@@ -109,10 +113,11 @@ def train(
         shuffle_seed=seed if config.shuffle else None,
     )
     state = new_state(model_config, config.optim, device=pick_device(config.device), seed=seed)
-    settings = _settings(model_config, config, seed=seed, num_tokens=stream.num_tokens)
+    settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
-    loss_function, compile_seconds = _prepare(state, config)
+    losses = Losses(state.model, config.qat, quantize)
+    compile_seconds = _prepare(state, config, losses)
     with Monitor(
         out / "log.jsonl",
         start_step=state.step,
@@ -127,7 +132,7 @@ def train(
             save_state(state_path, state, settings=settings)
             monitor.last_checkpoint = f"{state_path} holds step {state.step}"
 
-        _loop(state, config, stream, loss_function, monitor, save)
+        _loop(state, config, stream, losses, monitor, save)
     save_model(out / "model.safetensors", model_config, state.ema)
     return _result(state, config, out, compile_seconds)
 
@@ -136,7 +141,7 @@ def _loop(
     state: TrainState,
     config: TrainConfig,
     stream: TokenStream,
-    loss_function: LossFunction,
+    losses: Losses,
     monitor: Monitor,
     save: Callable[[], None],
 ) -> None:
@@ -146,7 +151,7 @@ def _loop(
     with _sigint_noted() as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
-            metrics = _step(state, config, stream, loss_function)
+            metrics = _step(state, config, stream, losses.pick(spent))
             monitor.look()  # waits for the step before: the device has this one to go on with
             now = time.perf_counter()
             state.step += 1
@@ -159,6 +164,7 @@ def _loop(
                     tokens=_tokens(state, config),
                     seconds=state.seconds,
                     spent=_spent(state, config),
+                    qat=losses.hardness,
                 )
             )
             if interrupted.is_set():
@@ -203,20 +209,20 @@ def _backward(loss_function: LossFunction, tokens: Tensor, share: int) -> Tensor
     return loss.detach()
 
 
-def _prepare(state: TrainState, config: TrainConfig) -> tuple[LossFunction, float]:
-    """The loss function, compiled on random tokens if that is wanted; seconds it took."""
+def _prepare(state: TrainState, config: TrainConfig, losses: Losses) -> float:
+    """Compile the loss functions on random tokens if that is wanted; seconds it took."""
     if not config.compile:
-        return state.model.loss, 0.0
+        return 0.0
     started = time.perf_counter()
-    loss_function: LossFunction = torch.compile(state.model.loss, fullgraph=True, dynamic=False)
     model = state.model.config
     shape = (config.batch_sequences // config.accumulation_steps, model.seq_len + 1)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, shape, generator=generator)
     tokens = tokens.to(state.model.tok_emb.weight.device)
-    float(_backward(loss_function, tokens, 1))  # waits for the device
+    for loss_function in losses.compile(_spent(state, config)):
+        float(_backward(loss_function, tokens, 1))  # waits for the device
     state.model.zero_grad()  # weights and optimizers were not touched
-    return loss_function, time.perf_counter() - started
+    return time.perf_counter() - started
 
 
 def _spent(state: TrainState, config: TrainConfig) -> float:
@@ -293,7 +299,14 @@ def _result(
     )
 
 
-def _settings(model: ModelConfig, config: TrainConfig, *, seed: int, num_tokens: int) -> str:
+def _settings(
+    model: ModelConfig,
+    config: TrainConfig,
+    quantize: QuantConfig | None,
+    *,
+    seed: int,
+    num_tokens: int,
+) -> str:
     """What must be equal for a run to be the same run."""
     fields = dataclasses.asdict(config)
     training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
@@ -303,6 +316,8 @@ def _settings(model: ModelConfig, config: TrainConfig, *, seed: int, num_tokens:
         "seed": seed,
         "train_tokens": num_tokens,
     }
+    if config.qat is not None and quantize is not None:
+        whole["quantize"] = quantize.grid_settings()
     return json.dumps(whole, sort_keys=True)
 
 
