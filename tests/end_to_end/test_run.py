@@ -196,6 +196,31 @@ def test_a_changed_recipe_redoes_what_depends_on_it(
     assert "code ..." in lines
 
 
+def test_training_for_the_grids_of_the_export(tmp_path: Path, data: Path) -> None:
+    from dataclasses import replace
+
+    table = '[train]\nqat = { method = "soft-round", start_fraction = 0.3, anneal_fraction = 0.3 }'
+    path = tmp_path / "qat.toml"
+    path.write_text(RECIPE.replace("[train]", table))
+    qat = load_recipe(str(path))
+    lines: list[str] = []
+
+    def run(changed: Recipe) -> Run:
+        lines.clear()
+        return run_stages(
+            changed, out=tmp_path / "run", data=data, stages=STAGES[:4], report=lines.append
+        )
+
+    log = (run(qat).path("train/log.jsonl")).read_text().splitlines()
+    assert json.loads(log[0])["qat"] == 0.0
+    assert not any("done before" in line for line in lines)
+    run(replace(qat, quantize=replace(qat.quantize, damp_ratio=0.1)))
+    assert any("train: done before" in line for line in lines)
+    rules = (replace(qat.quantize.rules[0], k=10.0), qat.quantize.rules[1])
+    run(replace(qat, quantize=replace(qat.quantize, rules=rules)))
+    assert not any("train: done before" in line for line in lines)
+
+
 def test_calibration_by_generation_with_sensitivities(
     tmp_path: Path, recipe: Recipe, data: Path
 ) -> None:

@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 
 from flyweight.errors import InvalidArgumentError
-from flyweight.train.config import OptimConfig, TrainConfig
-from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp
+from flyweight.train.config import OptimConfig, QatConfig, TrainConfig
+from flyweight.train.schedule import (
+    budget_spent,
+    learning_rate_scale,
+    linear_ramp,
+    rounding_hardness,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,15 @@ def test_linear_ramp() -> None:
     assert linear_ramp(0, steps=0, start=0.8, end=1.0) == 1.0
 
 
+def test_rounding_hardens_from_the_start_on() -> None:
+    def hardness(spent: float, anneal: float | None) -> float:
+        return rounding_hardness(spent, start_fraction=0.5, anneal_fraction=anneal)
+
+    assert [hardness(s, None) for s in (0.0, 0.499, 0.5, 1.0)] == [0, 0, 1, 1]
+    assert [hardness(s, 0.25) for s in (0.4, 0.5, 0.625, 0.75, 1.0)] == [0, 0, 0.5, 1, 1]
+    assert rounding_hardness(0.0, start_fraction=0.0, anneal_fraction=None) == 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -74,3 +88,23 @@ def test_impossible_training_is_refused(change: dict[str, Any], message: str) ->
 def test_impossible_optimizers_are_refused(name: str, value: float) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{name}={value}"):
         OptimConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "hard"}, "method='hard'"),
+        ({"start_fraction": 1.0}, "start_fraction=1.0"),
+        ({"start_fraction": -0.1}, "start_fraction=-0.1"),
+        ({"anneal_fraction": 0.1}, "ste has none"),
+        ({"method": "soft-round"}, "soft-round needs it"),
+        ({"method": "soft-round", "anneal_fraction": 0.0}, "expected above 0, to 1"),
+        (
+            {"method": "soft-round", "start_fraction": 0.5, "anneal_fraction": 0.6},
+            "anneal_fraction=0.6, expected above 0, to 0.5",
+        ),
+    ],
+)
+def test_impossible_rounding_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        QatConfig(**values)
