@@ -95,6 +95,16 @@ def test_rounded_weights_are_those_of_the_export(rule: dict[str, Any], is_soft: 
         assert weight.detach().numpy().tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_weights_on_cuda_have_the_same_bits(rule: dict[str, Any]) -> None:
+    config = QuantConfig(rules=(QuantRule(match="*", **rule),), min_elements=100)
+    on_cpu = FakeQuant(a_model(), config, is_soft=False).weights()
+    for name, weight in FakeQuant(a_model().cuda(), config, is_soft=False).weights().items():
+        assert torch.equal(weight.cpu(), on_cpu[name]), name
+
+
 def test_the_first_rule_that_matches_counts() -> None:
     rules = (
         QuantRule(match="tok_emb.*", bits=8, scale="row-max"),
