@@ -119,7 +119,7 @@ def test_importing_loads_no_torch(module: str) -> None:
 
 
 def test_public_names() -> None:
-    assert flyweight.__all__ == ["__version__", "inspect", "open", "pack", "unpack"]
+    assert flyweight.__all__ == ["__version__", "fit", "inspect", "open", "pack", "unpack"]
     assert all(getattr(flyweight, name) is not None for name in flyweight.__all__)
     assert dir(flyweight) == flyweight.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
