@@ -119,9 +119,34 @@ def main() -> None:
     hessians = _timed(seconds, "calibrate", lambda: _calibrate(scorer, tensors, options.data))
     rows: list[dict[str, Any]] = []
 
+    comparisons: dict[str, dict[str, float]] = {}
+    record: dict[str, Any] = {
+        "fingerprint": fingerprint(options.commit),
+        "settings": {
+            "checkpoint": options.checkpoint.name,
+            "elements": sum(int(array.size) for array in tensors.values()),
+            "calibration_tokens": hessians.n_tokens,
+            "peer_calibration_tokens": PEER_SEQUENCES * CONFIG.seq_len,
+            "targets": scorer.tokens.size - 1,
+            "text_bytes": scorer.text_bytes,
+            "fit_threads": options.threads,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "torch": torch.__version__,
+        },
+        "float_bpb": base,
+        "seconds": seconds,
+        "rows": rows,
+        "comparisons": comparisons,
+    }
+
+    def save() -> Path:
+        """After every row: a run that is cut off leaves what it found."""
+        return write("fit", record, options.out)
+
     def add(name: str, size: int, weights: Tensors, **more: Any) -> dict[str, Any]:
         row = {"name": name, "bytes": size, "tax": scorer.bpb(weights) - base, **more}
         rows.append(row)
+        save()
         print(f"{name:36} {size:>12,} bytes  tax {row['tax']:.5f} bpb  {more}", flush=True)
         return row
 
@@ -159,7 +184,6 @@ def main() -> None:
         data = _timed(seconds, f"pack int{bits}", packed)
         add(f"int{bits}", len(data), unpack(data))
     fits = [add_fit(budget, f"{budget:,} bytes") for budget in options.budgets]
-    comparisons = {}
     for peer_row in [row for row in rows if row["name"].startswith("pr")]:
         name = peer_row["name"]
         equal_bytes = add_fit(peer_row["bytes"], f"bytes of {name}")
@@ -172,25 +196,7 @@ def main() -> None:
             "bytes_saved_at_its_bpb": 1 - equal_bpb["bytes"] / peer_row["bytes"],
         }
         print(name, comparisons[name])
-    record = {
-        "fingerprint": fingerprint(options.commit),
-        "settings": {
-            "checkpoint": options.checkpoint.name,
-            "elements": sum(int(array.size) for array in tensors.values()),
-            "calibration_tokens": hessians.n_tokens,
-            "peer_calibration_tokens": PEER_SEQUENCES * CONFIG.seq_len,
-            "targets": scorer.tokens.size - 1,
-            "text_bytes": scorer.text_bytes,
-            "fit_threads": options.threads,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "torch": torch.__version__,
-        },
-        "float_bpb": base,
-        "seconds": seconds,
-        "rows": rows,
-        "comparisons": comparisons,
-    }
-    print(write("fit", record, options.out))
+    print(save())
 
 
 def _parse() -> argparse.Namespace:

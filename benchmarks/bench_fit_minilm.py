@@ -24,8 +24,7 @@ import zstandard
 from numpy.typing import NDArray
 from safetensors.numpy import load
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from flyweight.artifact import pack, unpack
 from flyweight.fitting import fit
@@ -82,10 +81,12 @@ def embed(tensors: Arrays, ids: Tensor, mask: Tensor) -> Tensor:
     w = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+        return nn.functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-12)
+        return nn.functional.layer_norm(
+            x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-12
+        )
 
     places = w["embeddings.position_embeddings.weight"][: ids.shape[1]]
     x = w["embeddings.word_embeddings.weight"][ids] + places
@@ -97,13 +98,15 @@ def embed(tensors: Arrays, ids: Tensor, mask: Tensor) -> Tensor:
             linear(x, f"{base}.attention.self.{part}").unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for part in ("query", "key", "value")
         )
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        heads = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None, None, :]
+        )
         mixed = linear(heads.transpose(1, 2).flatten(2), f"{base}.attention.output.dense")
         x = norm(x + mixed, f"{base}.attention.output.LayerNorm")
-        hidden = F.gelu(linear(x, f"{base}.intermediate.dense"))
+        hidden = nn.functional.gelu(linear(x, f"{base}.intermediate.dense"))
         x = norm(x + linear(hidden, f"{base}.output.dense"), f"{base}.output.LayerNorm")
     shares = mask.float() / mask.sum(1, keepdim=True)
-    return F.normalize((x * shares[..., None]).sum(1), dim=-1)
+    return nn.functional.normalize((x * shares[..., None]).sum(1), dim=-1)
 
 
 def _moved(before: Tensor, weights: Arrays, ids: Tensor, mask: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-__all__ = ["Goal", "bitpack_goals", "goals", "gptq_goals"]
+__all__ = ["Goal", "bitpack_goals", "fit_goals", "goals", "gptq_goals"]
 
 Record = dict[str, Any]
 MINILM = ("S6", "S5", "S4", "SD6")
@@ -97,6 +97,26 @@ def gptq_goals(record: Record) -> list[Goal]:
     losses = {matrix["name"]: abs(matrix["loss_over_float64"]["ratio"] - 1) for matrix in matrices}
     words = "loss, relative difference to float64"
     found.append(_judged(words, "at most 1e-3", losses, max, lambda v: v <= 1e-3, "{:.1e}"))
+    return found
+
+
+def fit_goals(record: Record) -> list[Goal]:
+    """``fit`` against each published export, and its clock."""
+    found = []
+    peers = record["comparisons"]
+    for peer, share in (("pr585", 0.15), ("pr1539", 0.05)):
+        saved = {peer: peers[peer]["bytes_saved_at_its_bpb"]} if peer in peers else {}
+        words, wanted = f"bytes saved at the bits per byte of {peer}", f"at least {share:.0%}"
+        found.append(_judged(words, wanted, saved, min, partial(operator.le, share), "{:.1%}"))
+    taxes = {"pr585": peers["pr585"]["tax_ratio_at_its_bytes"]} if "pr585" in peers else {}
+    words = "tax over that of pr585 at its bytes"
+    found.append(_judged(words, "at most 0.5x", taxes, max, lambda v: v <= 0.5, "{:.2f}x"))
+    fits = {row["name"]: row["seconds"] for row in record["rows"] if "seconds" in row}
+    words = f"fit, {record['settings']['fit_threads']} threads, seconds"
+    found.append(_judged(words, "at most 180", fits, max, lambda v: v <= 180, "{:.0f}"))
+    clock = {"with sensitivities": record["seconds"]["calibrate"]}
+    words = f"calibration, {record['settings']['calibration_tokens']:,} tokens, seconds"
+    found.append(_judged(words, "at most 5", clock, max, lambda v: v <= 5, "{:.1f}"))
     return found
 
 

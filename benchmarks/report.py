@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import Goal, bitpack_goals, goals, gptq_goals
+from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals
 
 __all__ = ["page"]
 
@@ -133,6 +133,59 @@ def _gptq(record: Record) -> Iterable[str]:
     yield _table(("what", *(matrix["name"] for matrix in matrices)), rows)
 
 
+def _fit(record: Record) -> Iterable[str]:
+    """``fit`` beside published exports."""
+    settings = record["settings"]
+    yield f"## `fit` beside published exports on {settings['device']}\n"
+    yield (
+        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}: "
+        f"{settings['checkpoint']}, {settings['elements']:,} weights, "
+        f"{settings['calibration_tokens']:,} calibration tokens "
+        f"({settings['peer_calibration_tokens']:,} for pr585), torch {settings['torch']}. "
+        f"Plain blocks of {settings['targets']:,} targets, {settings['text_bytes']:,} bytes; the "
+        f"float weights have {record['float_bpb']:.5f} bits per byte. The tax is what is added.\n"
+    )
+    yield _goal_table(fit_goals(record))
+    yield _table(
+        ("export", "bytes", "tax, bpb", "predicted", "seconds"),
+        [
+            (
+                row["name"],
+                f"{row['bytes']:,}",
+                f"{row['tax']:.5f}",
+                f"{row['predicted']:.5f}" if "predicted" in row else "",
+                f"{row['seconds']:.1f}" if "seconds" in row else "",
+            )
+            for row in record["rows"]
+        ],
+    )
+
+
+def _minilm(record: Record) -> Iterable[str]:
+    """``fit`` of a sentence encoder."""
+    settings = record["settings"]
+    yield "## `fit` of all-MiniLM-L6-v2, from its weights alone\n"
+    yield (
+        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}. Distances between "
+        f"the embeddings of {settings['sentences']} texts of at most {settings['max_tokens']} "
+        "tokens before and after; similarities are dot products of pairs of texts.\n"
+    )
+    yield _table(
+        ("file", "bytes", "below the budget", "1 - cosine", "worst", "error of similarities"),
+        [
+            (
+                row["name"],
+                f"{row['bytes']:,}",
+                f"{1 - row['bytes'] / row['budget']:.4%}" if "budget" in row else "",
+                f"{row['one_minus_cosine']:.4f}",
+                f"{row['worst_one_minus_cosine']:.4f}",
+                f"{row['mean_similarity_error']:.4f}",
+            )
+            for row in record["rows"]
+        ],
+    )
+
+
 def _goal_table(found: Iterable[Goal]) -> str:
     rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in found]
     return _table(("goal", "wanted", "found", ""), rows)
@@ -220,6 +273,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "bitpack": _bitpack,
     "codec": _codec,
+    "fit": _fit,
+    "fit-minilm": _minilm,
     "gptq": _gptq,
 }
 """Sections by topic, the first part of a record's name."""

@@ -28,11 +28,11 @@ MAX_LOG_WAYS = 6
 SYMBOLS_PER_WAY = 1 << 11
 MAX_ALPHABET = 255
 """One symbol is kept for the escape."""
-ESTIMATE_ERROR = 0.05
-"""Bits a symbol by which the estimate of a plan is too dear at most, and so what is not tried. At
-one or two bits a symbol, with rows unlike each other, it misses a seventh of the size."""
-SURELY_TRIED = 1 << 17
-"""Planes of so few symbols are tried whatever the estimate says."""
+
+
+ESTIMATE_ERROR = 64.0
+"""Bits by which a plan that is tried may seem to lose: at one or two bits a symbol, with rows
+unlike each other, it saves up to a seventh of the size more than the estimate says."""
 
 
 class CtxCodec:
@@ -80,9 +80,7 @@ def _plan(symbols: Symbols, spec: PlaneSpec) -> ClassPlan | None:
         return None
     counts = histogram(np.ascontiguousarray(symbols), alphabet_size=spec.alphabet_size)
     plan = plan_classes(symbols.reshape(-1, spec.columns), counts)
-    if plan is None or spec.count <= SURELY_TRIED:
-        return plan
-    return None if plan.saved_bits < -ESTIMATE_ERROR * spec.count else plan
+    return plan if plan is not None and plan.saved_bits > -ESTIMATE_ERROR else None
 
 
 def _encode_classes(symbols: Symbols, spec: PlaneSpec, plan: ClassPlan) -> bytes:
