@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.codecs.select import Effort
-from flyweight.errors import BudgetExceededError
+from flyweight.errors import BudgetExceededError, InvalidArgumentError
 from flyweight.fit_candidates import Candidate, Candidates
 from flyweight.format.container import assemble, code_tensors
 from flyweight.format.stored import Stored
 from flyweight.format.wire import FieldValue
 from flyweight.typing import AnyArray
 
-__all__ = ["FitResult", "TensorFit", "fit"]
+__all__ = ["FitConfig", "FitResult", "TensorFit", "fit"]
 
 TOLERANCE = 1e-4
 """A file that is below the budget by at most this share of it needs no further search."""
@@ -31,6 +31,23 @@ NEIGHBOURHOOD = 0.004
 OVERSHOOT = 0.0015
 """How far beyond the budget the search aims, as a share of it, to bracket it."""
 MAX_ROUNDS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitConfig:
+    """What a recipe says of a fit; the budget is the recipe's."""
+
+    reserve_bytes: int
+    """Left for code."""
+    min_elements: int = 4096
+    """Smaller tensors are kept in float."""
+
+    def __post_init__(self) -> None:
+        if self.reserve_bytes < 0 or self.min_elements < 0:
+            raise InvalidArgumentError(
+                "reserve_bytes and min_elements must be 0 or more, got "
+                f"{self.reserve_bytes} and {self.min_elements}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

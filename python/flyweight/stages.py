@@ -29,6 +29,7 @@ from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.data.facts import DataInfo
 from flyweight.data.info import load_data_info
 from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.fitting import fit
 from flyweight.format.container import open as open_fly
 from flyweight.format.container import write_container
 from flyweight.format.inspect import inspect
@@ -227,14 +228,40 @@ def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
 
 
 def _quantize(run: Run) -> dict[str, Any]:
+    recipe = run.recipe
     tensors, _ = read_safetensors(run.path(CHECKPOINT))
     hessians, _ = read_safetensors(run.path(HESSIANS))
-    stored, reports = quantize(tensors, run.recipe.quantize, hessians=hessians)
+    if recipe.quantize is not None:
+        stored, reports = quantize(tensors, recipe.quantize, hessians=hessians)
+        for line in reports:
+            if line.method == "rtn" and line.name in hessians:
+                run.report(
+                    f"warning: {line.name}: its Hessian could not be factored, rounded instead"
+                )
+        facts: dict[str, Any] = {"tensors": [asdict(line) for line in reports]}
+    else:
+        assert recipe.fit is not None  # a recipe has one of the two
+        sensitive = run.path(SENSITIVITIES).exists()
+        found = fit(
+            tensors,
+            recipe.budget_bytes - recipe.fit.reserve_bytes,
+            hessians=hessians,
+            sensitivities=read_safetensors(run.path(SENSITIVITIES))[0] if sensitive else None,
+            config=recipe.model.to_fields(),
+            min_elements=recipe.fit.min_elements,
+            codec=recipe.code.codec,
+            effort=recipe.code.effort,
+            report=run.report,
+        )
+        stored = dict(found.stored)
+        facts = {
+            "objective": found.objective,
+            "damage": found.damage,
+            "damage_per_kilobyte": found.damage_per_kilobyte,
+            "tensors": [asdict(line) for line in found.tensors],
+        }
     save_stored(run.path(CODES), stored)
-    for line in reports:
-        if line.method == "rtn" and line.name in hessians:
-            run.report(f"warning: {line.name}: its Hessian could not be factored, rounded instead")
-    return {"tensors": [asdict(line) for line in reports]}
+    return facts
 
 
 def _code(run: Run) -> dict[str, Any]:
@@ -322,7 +349,9 @@ _WORK = {
             "train": resolve(run.recipe.train),
             "seed": run.seed,
             "data": [shard.sha256 or shard.tokens for shard in run.data.train.shards],
-            "quantize": run.recipe.quantize.grid_settings() if run.recipe.train.qat else None,
+            "quantize": run.recipe.quantize.grid_settings()
+            if run.recipe.quantize and run.recipe.train.qat
+            else None,
         },
     ),
     "hessian": _Stage(
@@ -339,7 +368,15 @@ _WORK = {
         work=_quantize,
         inputs=(CHECKPOINT, "hessian"),
         outputs=(CODES,),
-        config=lambda run: resolve(run.recipe.quantize),
+        config=lambda run: {
+            "quantize": resolve(run.recipe.quantize),
+            "fit": run.recipe.fit
+            and {
+                **resolve(run.recipe.fit),
+                "budget_bytes": run.recipe.budget_bytes,
+                "code": resolve(run.recipe.code),
+            },
+        },
     ),
     "code": _Stage(
         work=_code,

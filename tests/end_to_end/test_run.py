@@ -17,7 +17,7 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 import flyweight
 from flyweight.data.build import build_data
 from flyweight.data.text import FileCorpus
-from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
@@ -396,3 +396,24 @@ def test_temporaries_do_not_change_what_is_done(tmp_path: Path, recipe: Recipe, 
     lines: list[str] = []
     run_stages(recipe, out=tmp_path, data=data, stages=["score"], report=lines.append)
     assert lines == ["score: done before"]
+
+
+def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None:
+    start, end = RECIPE.index("[quantize]"), RECIPE.index("[score.plain]")
+    fitted = RECIPE[:start] + "sensitivities = true\n[fit]\nreserve_bytes = 88000\n"
+    fitted = fitted + "min_elements = 1000\n" + RECIPE[end:]
+    path = tmp_path / "fit.toml"
+    path.write_text(fitted.replace("seed = 1\n", "seed = 1\nbudget_bytes = 100000\n"))
+    run = run_stages(load_recipe(str(path)), out=tmp_path / "run", data=data)
+    model = run.path("code/model.fly").stat().st_size
+    assert 0.999 * 12_000 <= model <= 12_000
+    facts = run.manifest["stages"]["quantize"]["facts"]
+    assert facts["objective"] == "loss"
+    assert facts["damage"] > 0
+    assert {line["method"] for line in facts["tensors"]} == {"gptq", "float"}
+    audited = run.manifest["stages"]["audit"]["facts"]
+    assert audited["passed"], [i for i in audited["items"] if i["verdict"] == "FAIL"]
+    both = fitted.replace("[score.plain]", "[quantize]\nrules = []\n[score.plain]")
+    path.write_text(both)
+    with pytest.raises(RecipeError, match="either a table quantize or a table fit"):
+        load_recipe(str(path))

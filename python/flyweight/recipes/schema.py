@@ -9,6 +9,7 @@ import flyweight.codecs.select  # noqa: F401 - its codecs register themselves
 from flyweight.codecs.codec import codec_by_name
 from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.fitting import FitConfig
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
@@ -105,7 +106,10 @@ class Recipe:
     model: ModelConfig
     train: TrainConfig
     calibrate: CalibrationConfig
-    quantize: QuantConfig
+    quantize: QuantConfig | None = None
+    """Grids by rule; or ``fit``, which chooses steps for the budget."""
+    fit: FitConfig | None = None
+    """Steps of equal slope for what ``budget_bytes`` leaves."""
     code: CodeConfig = CodeConfig()
     score: ScoreSuite
     budget_bytes: int = 16_000_000
@@ -124,6 +128,15 @@ class Recipe:
                     f"score.{name}.seq_len {config.seq_len} is more than "
                     f"model.seq_len {self.model.seq_len}"
                 )
+        if (self.quantize is None) == (self.fit is None):
+            raise InvalidArgumentError("a recipe has either a table quantize or a table fit")
+        if self.fit is not None and self.train.qat is not None:
+            raise InvalidArgumentError("train.qat rounds to the grids of quantize, not of fit")
+        if self.fit is not None and self.fit.reserve_bytes >= self.budget_bytes:
+            raise InvalidArgumentError(
+                f"fit.reserve_bytes {self.fit.reserve_bytes} leaves nothing of budget_bytes "
+                f"{self.budget_bytes}"
+            )
         if not 0 <= self.seed < 1 << 63:
             raise InvalidArgumentError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if self.budget_bytes < 1:
