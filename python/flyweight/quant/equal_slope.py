@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flyweight.errors import InvalidArgumentError
 from flyweight.kernels.gptq import gptq_quantize
-from flyweight.quant.gptq import inverse_factor
+from flyweight.quant.gptq import check_hessian, inverse_factor
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.typing import AnyArray
 
@@ -100,17 +100,8 @@ def curvature_of(
     )
     if hessian is None or not cols:
         return identity
-    if hessian.shape != (cols, cols):
-        raise InvalidArgumentError(
-            f"a matrix with {cols} columns needs a ({cols}, {cols}) Hessian, got {hessian.shape}"
-        )
-    if not np.isfinite(hessian).all():
-        row, col = (int(i) for i in np.argwhere(~np.isfinite(hessian))[0])
-        raise InvalidArgumentError(f"hessian has {hessian[row, col]} at row {row}, column {col}")
+    check_hessian(hessian, cols)
     diagonal = np.diagonal(hessian)
-    if (diagonal < 0).any():
-        col = int(np.argmax(diagonal < 0))
-        raise InvalidArgumentError(f"hessian has {diagonal[col]} on its diagonal at column {col}")
     order = np.argsort(-diagonal, kind="stable")
     factor, used = inverse_factor(hessian[np.ix_(order, order)], damp_ratio=damp_ratio)
     if used is None:  # nothing to feed back along: zeros, or no second moment at all

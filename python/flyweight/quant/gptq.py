@@ -16,7 +16,7 @@ from flyweight.kernels.gptq import gptq_quantize
 from flyweight.quant.grid import Grid
 from flyweight.typing import AnyArray, Codes
 
-__all__ = ["GptqResult", "hessian_error", "inverse_factor", "quantize_matrix"]
+__all__ = ["GptqResult", "check_hessian", "hessian_error", "inverse_factor", "quantize_matrix"]
 
 MAX_DAMPING_STEPS = 12
 SMALL_TRIANGLE = 48  # columns, below which a general inverse is as fast as its halves
@@ -81,19 +81,15 @@ def quantize_matrix(
     """
     rows, cols = weights.shape
     _check_finite(weights, "weights")
-    if hessian is not None and hessian.shape != (cols, cols):
-        raise InvalidArgumentError(
-            f"a matrix with {cols} columns needs a ({cols}, {cols}) Hessian, got {hessian.shape}"
-        )
+    if hessian is not None:
+        check_hessian(hessian, cols)
     if hessian is None or cols == 0 or rows == 0:
         return GptqResult(
             codes=round_to_nearest(weights, scales, grid, zero_points),
             damp_ratio=None,
             dead_columns=0,
         )
-    _check_finite(hessian, "hessian")
     diagonal = np.diagonal(hessian)
-    _check_second_moment(hessian, diagonal)
     dead = diagonal == 0
     if dead.all():  # calibration saw nothing: no error to feed back, and no reason for zeros
         rounded = quantize_matrix(weights, scales, grid, zero_points=zero_points)
@@ -242,8 +238,22 @@ def _run(
     )
 
 
-def _check_second_moment(hessian: NDArray[np.float32], diagonal: NDArray[np.float32]) -> None:
-    """Refuse what cannot be a mean of ``x x^T``."""
+def check_hessian(hessian: NDArray[np.float32], cols: int) -> None:
+    """Refuse what cannot be the mean of ``x x^T`` over inputs ``x`` of a matrix.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Not (cols, cols), not finite, not symmetric, or with a negative diagonal.
+    """
+    if hessian.shape != (cols, cols):
+        raise InvalidArgumentError(
+            f"a matrix with {cols} columns needs a ({cols}, {cols}) Hessian, got {hessian.shape}"
+        )
+    if not cols:
+        return
+    _check_finite(hessian, "hessian")
+    diagonal = np.diagonal(hessian)
     if (diagonal < 0).any():
         column = int(np.argmax(diagonal < 0))
         raise InvalidArgumentError(
