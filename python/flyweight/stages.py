@@ -8,21 +8,15 @@ recipe redoes exactly what depends on the change.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import flyweight
 from flyweight.artifact import load_stored, quantize, save_stored
 from flyweight.data.build import build_data
 from flyweight.data.embedded import EmbeddedCorpus
@@ -34,6 +28,15 @@ from flyweight.format.container import open as open_fly
 from flyweight.format.container import write_container
 from flyweight.format.inspect import inspect
 from flyweight.interop import atomic_write, read_safetensors, write_safetensors
+from flyweight.manifest import (
+    locked,
+    machine,
+    read_entries,
+    sha256,
+    to_json,
+    tree_hash,
+    versions,
+)
 from flyweight.recipes.load import resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.submission.audit import audit_folder
@@ -44,7 +47,6 @@ __all__ = ["STAGES", "Run", "run_stages"]
 
 STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
 MANIFEST = "run.json"
-LOCK = ".lock"
 CHECKPOINT = "train/model.safetensors"
 TRAIN_STATE = "train/state.safetensors"
 TRAIN_LOG = "train/log.jsonl"
@@ -122,7 +124,7 @@ def run_stages(
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
     folder = Path(out)
-    with _locked(folder):
+    with locked(folder):
         run = Run(
             recipe=recipe,
             seed=recipe.seed if seed is None else seed,
@@ -295,10 +297,10 @@ def _score(run: Run) -> dict[str, Any]:
             run.data,
             config,
             name=name,
-            model_sha256=_sha256(run.path(source)),
+            model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
         )
-        atomic_write(run.path(f"score/{name}.json"), _json(results[name]))
+        atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")
     return {
         "results": results,
@@ -323,7 +325,7 @@ def _audit(run: Run) -> dict[str, Any]:
         run.path("bundle"), data=run.data.folder, budget_bytes=run.recipe.budget_bytes
     )
     facts = report.to_json()
-    atomic_write(run.path("audit/audit.json"), _json(facts))
+    atomic_write(run.path("audit/audit.json"), to_json(facts))
     return facts
 
 
@@ -416,7 +418,7 @@ def _do_stage(run: Run, name: str) -> None:
         maker = path.split("/", 1)[0]
         if maker not in done:
             raise DataError(f"{run.folder}: stage {name} needs stage {maker} first")
-        inputs[path] = _tree_hash(run.path(path))
+        inputs[path] = tree_hash(run.path(path))
         if inputs[path] != done[maker]["outputs"].get(path):
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
@@ -434,21 +436,21 @@ def _do_stage(run: Run, name: str) -> None:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "inputs": inputs,
-        "outputs": {path: _tree_hash(run.path(path)) for path in stage.outputs},
-        "versions": _versions(),
-        "machine": _machine(),
+        "outputs": {path: tree_hash(run.path(path)) for path in stage.outputs},
+        "versions": versions(),
+        "machine": machine(),
         "facts": facts,
     }
     if name == "train":
         run.manifest |= {part: done[name][part] for part in ("versions", "machine")}
-    atomic_write(run.path(MANIFEST), _json(run.manifest))
+    atomic_write(run.path(MANIFEST), to_json(run.manifest))
     run.report(f"{name}: {seconds:.1f} s")
 
 
 def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
     """What a stage is recorded under: a hash over its config and the hashes of its inputs."""
     config = _WORK[name].config(run)
-    return hashlib.sha256(_json({"stage": name, "inputs": inputs, "config": config})).hexdigest()
+    return hashlib.sha256(to_json({"stage": name, "inputs": inputs, "config": config})).hexdigest()
 
 
 def _check_earlier(run: Run, name: str) -> None:
@@ -467,14 +469,14 @@ def _is_done(run: Run, name: str, key: str) -> bool:
     if entry is None or entry["key"] != key:
         return False
     return all(
-        run.path(path).exists() and _tree_hash(run.path(path)) == found
+        run.path(path).exists() and tree_hash(run.path(path)) == found
         for path, found in entry["outputs"].items()
     )
 
 
 def _open_manifest(run: Run) -> dict[str, Any]:
     """The manifest of the folder, brought up to date with this call, or a new one."""
-    stages = _read_entries(run.path(MANIFEST))
+    stages = read_entries(run.path(MANIFEST), STAGES)
     # The machine of a run is the one that trained, wherever later stages are done.
     trained = stages.get("train", {})
     return {
@@ -489,53 +491,10 @@ def _open_manifest(run: Run) -> dict[str, Any]:
             "val_bytes": run.data.val.scored_bytes,
             "val_shards": [shard.sha256 for shard in run.data.val.shards],
         },
-        "versions": trained.get("versions") or _versions(),
-        "machine": trained.get("machine") or _machine(),
+        "versions": trained.get("versions") or versions(),
+        "machine": trained.get("machine") or machine(),
         "stages": stages,
     }
-
-
-def _read_entries(path: Path) -> dict[str, Any]:
-    """The entries of the stages done, by name; none where there is no manifest yet."""
-    if not path.exists():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not the manifest of a run: {error}") from error
-    stages = manifest.get("stages") if isinstance(manifest, dict) else None
-    if not isinstance(stages, dict):
-        raise DataError(f"{path}: not the manifest of a run: it has no table of stages")
-    for name, entry in stages.items():
-        if name not in STAGES or not _is_entry(entry):
-            raise DataError(f"{path}: not the manifest of a run: stage {name!r} is not an entry")
-    return stages
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    tables = (entry.get("inputs"), entry.get("outputs"), entry.get("facts"))
-    return (
-        all(isinstance(table, dict) for table in tables)
-        and isinstance(entry.get("seconds"), (int, float))
-        and isinstance(entry.get("key", 0), (str, type(None)))
-    )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a RUN folder against other processes; the lock ends with the process at the latest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{folder}: another process is running in this folder") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _prepare_data(
@@ -577,56 +536,3 @@ def _load_artifact(run: Run) -> tuple[Any, str]:
     model = Transformer(ModelConfig.from_fields(file.config()))
     load_weights(model, tensors, source=str(run.path(MODEL)))
     return model.to(pick_device(run.recipe.train.device)).eval(), weights_sha256(tensors)
-
-
-def _versions() -> dict[str, str]:
-    found = {"flyweight": flyweight.__version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "brotli", "zstandard", "sentencepiece"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "gpus": gpus,
-    }
-
-
-def _tree_hash(path: Path) -> str:
-    """SHA-256 of a file, or over the names and hashes of all files below a folder.
-
-    Names that begin with a dot are temporaries that a kill left behind.
-    """
-    if not path.is_dir():
-        return _sha256(path)
-    lines = [
-        f"{file.relative_to(path).as_posix()} {_sha256(file)}\n"
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not _is_hidden(file.relative_to(path))
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run the stage that makes it") from None
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -353,7 +353,7 @@ def test_the_machine_of_a_run_is_the_one_that_trained(
     tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_stages(recipe, out=tmp_path, data=data, stages=["train"]).manifest
-    monkeypatch.setattr("flyweight.stages._machine", lambda: {"system": "elsewhere"})
+    monkeypatch.setattr("flyweight.stages.machine", lambda: {"system": "elsewhere"})
     second = run_stages(recipe, out=tmp_path, data=data, stages=["hessian"]).manifest
     assert second["machine"] == first["machine"] == second["stages"]["train"]["machine"]
     assert second["stages"]["hessian"]["machine"] == {"system": "elsewhere"}

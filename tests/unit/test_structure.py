@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"stages"},
+    {"manifest"},
     {"recipes", "submission"},
     {"train", "evaluate"},
     {"model"},
