@@ -104,7 +104,7 @@ def test_fit_leaves_the_reserve_and_says_what_would_fit(
         "total": fly.stat().st_size + 1000,
     }
     assert 0 <= facts["slack"] <= 9
-    assert exit_code("fit", checkpoint, "--budget", 8000, "--dry-run") == 0
+    assert exit_code("fit", checkpoint, "--budget", 8000, "--dry-run", "--codec", "ans") == 0
     assert exit_code("fit", checkpoint, "--budget", 8000) == 2
     assert exit_code("fit", checkpoint, "--budget", 8000, "--dry-run", "--reserve", "no") == 2
     capsys.readouterr()

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from flyweight.cli.coding import codec_option, effort_option, hessians_option
 from flyweight.cli.output import emit, json_option, note, table, threads_option
-from flyweight.codecs.codec import codec_names
 from flyweight.errors import BudgetExceededError
 from flyweight.fitting import FitResult, fit
 from flyweight.interop import atomic_write, read_safetensors
@@ -32,9 +32,7 @@ MOST_SHOWN = 12
 @click.option(
     "--reserve", default="0", show_default=True, help="Bytes to leave for code, or the code's file."
 )
-@click.option(
-    "--hessians", type=click.Path(path_type=Path), help="Hessians by weight name, for GPTQ."
-)
+@hessians_option
 @click.option(
     "--sensitivity",
     type=click.Path(path_type=Path),
@@ -46,20 +44,8 @@ MOST_SHOWN = 12
     help="Of the text to be scored: predictions in bits per byte too.",
 )
 @click.option("--dry-run", is_flag=True, help="Find the model and write nothing.")
-@click.option(
-    "--codec",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", *codec_names()]),
-    help="Use one codec for everything.",
-)
-@click.option(
-    "--effort",
-    default="default",
-    show_default=True,
-    type=click.Choice(["default", "max"]),
-    help="How many candidates are tried.",
-)
+@codec_option
+@effort_option
 @threads_option
 @json_option
 def command(

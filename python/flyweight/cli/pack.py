@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from flyweight.artifact import pack
+from flyweight.cli.coding import codec_option, effort_option, hessians_option
 from flyweight.cli.output import emit, json_option, threads_option
-from flyweight.codecs.codec import codec_names
 from flyweight.format.inspect import inspect
 from flyweight.interop import atomic_write, read_safetensors
 
@@ -22,23 +22,9 @@ __all__ = ["command"]
     "--bits", default=6, show_default=True, type=click.IntRange(4, 8), help="SDClip grid."
 )
 @click.option("--lossless", is_flag=True, help="Keep every bit instead of quantizing.")
-@click.option(
-    "--hessians", type=click.Path(path_type=Path), help="Hessians by weight name, for GPTQ."
-)
-@click.option(
-    "--codec",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", *codec_names()]),
-    help="Use one codec for everything.",
-)
-@click.option(
-    "--effort",
-    default="default",
-    show_default=True,
-    type=click.Choice(["default", "max"]),
-    help="How many candidates are tried.",
-)
+@hessians_option
+@codec_option
+@effort_option
 @threads_option
 @json_option
 def command(

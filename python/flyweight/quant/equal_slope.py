@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flyweight.errors import InvalidArgumentError
 from flyweight.kernels.gptq import gptq_quantize
-from flyweight.quant.gptq import check_hessian, inverse_factor
+from flyweight.quant.gptq import check_hessian, inverse_factor, round_to_nearest
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.typing import AnyArray
 
@@ -272,18 +272,14 @@ def _codes(
     columns: AnyArray | None,
 ) -> NDArray[np.int8]:
     scaled, factor = weights, curvature.factor
-    rows, cols = scaled.shape
     if factor is None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            levels = np.where(scales == 0, np.float32(0), scaled / scales)
-        rounded: NDArray[np.int8] = np.rint(levels).clip(-MAX_CODE, MAX_CODE).astype(np.int8)
-        return rounded
+        return round_to_nearest(weights, scales, Grid.symmetric(8))
     order = curvature.order
     if columns is not None:  # inputs x c instead of x: H becomes c H c, its inverse's factor U / c
         wide = columns.astype(np.float32)
         scaled, factor = weights / wide, factor / wide[order]
     live = np.where(curvature.residual_power == 0, np.float32(0), scaled)
-    codes = np.empty((rows, cols), dtype=np.int8)
+    codes = np.empty(weights.shape, dtype=np.int8)
     codes[:, order] = gptq_quantize(
         np.ascontiguousarray(live[:, order]),
         np.ascontiguousarray(factor),

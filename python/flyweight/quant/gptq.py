@@ -16,7 +16,14 @@ from flyweight.kernels.gptq import gptq_quantize
 from flyweight.quant.grid import Grid
 from flyweight.typing import AnyArray, Codes
 
-__all__ = ["GptqResult", "check_hessian", "hessian_error", "inverse_factor", "quantize_matrix"]
+__all__ = [
+    "GptqResult",
+    "check_hessian",
+    "hessian_error",
+    "inverse_factor",
+    "quantize_matrix",
+    "round_to_nearest",
+]
 
 MAX_DAMPING_STEPS = 12
 SMALL_TRIANGLE = 48  # columns, below which a general inverse is as fast as its halves
