@@ -126,8 +126,9 @@ def fit(
     Returns
     -------
     FitResult
-        Its file is at most 0.1 % smaller than the budget, unless everything is lossless in less, or
-        the model has too few tensors to come that close.
+        Its file is at most 0.1 % smaller than the budget. More is left where everything is lossless
+        in less; between 8-bit codes and lossless storage, where tensors are promoted one by one;
+        and where a model has too few tensors to come that close.
 
     Raises
     ------
