@@ -118,8 +118,6 @@ def main() -> None:
     seconds: dict[str, float] = {}
     hessians = _timed(seconds, "calibrate", lambda: _calibrate(scorer, tensors, options.data))
     rows: list[dict[str, Any]] = []
-
-    comparisons: dict[str, dict[str, float]] = {}
     record: dict[str, Any] = {
         "fingerprint": fingerprint(options.commit),
         "settings": {
@@ -136,7 +134,6 @@ def main() -> None:
         "float_bpb": base,
         "seconds": seconds,
         "rows": rows,
-        "comparisons": comparisons,
     }
 
     def save() -> Path:
@@ -185,17 +182,8 @@ def main() -> None:
         add(f"int{bits}", len(data), unpack(data))
     fits = [add_fit(budget, f"{budget:,} bytes") for budget in options.budgets]
     for peer_row in [row for row in rows if row["name"].startswith("pr")]:
-        name = peer_row["name"]
-        equal_bytes = add_fit(peer_row["bytes"], f"bytes of {name}")
-        fits.append(equal_bytes)
-        equal_bpb = add_fit(_bytes_at(fits, peer_row["tax"]), f"bpb of {name}")
-        fits.append(equal_bpb)
-        comparisons[name] = {
-            "tax_ratio_at_its_bytes": equal_bytes["tax"] / peer_row["tax"],
-            "tax_ratio_of_the_smaller": equal_bpb["tax"] / peer_row["tax"],
-            "bytes_saved_at_its_bpb": 1 - equal_bpb["bytes"] / peer_row["bytes"],
-        }
-        print(name, comparisons[name])
+        fits.append(add_fit(peer_row["bytes"], f"bytes of {peer_row['name']}"))
+        fits.append(add_fit(_bytes_at(fits, peer_row["tax"]), f"bpb of {peer_row['name']}"))
     print(save())
 
 

@@ -26,6 +26,8 @@ __all__ = ["FitConfig", "FitResult", "TensorFit", "fit"]
 
 TOLERANCE = 1e-4
 """A file that is below the budget by at most this share of it needs no further search."""
+SHORTFALL = 1e-3
+"""The search goes on while a mixture is further below the budget than this share of it."""
 NEIGHBOURHOOD = 0.004
 """Two files this close to each other and to the budget, as a share of it, are mixed."""
 OVERSHOOT = 0.0015
@@ -207,10 +209,14 @@ class _Search:
                 above = above and self.candidates.finished(above)
                 if above is not None and above.size <= self.budget:
                     below, above = above, None
-            if self._is_close(below, above):
-                break
+            if below is not None and self._is_close(below, above):
+                best = self._best(below, above)
+                if self.budget - best.size <= SHORTFALL * self.budget:
+                    return best
             log_slope = min(max(self._next(below, above), low), high)
-        below = below or self._look(high, True)
+        return self._best(below or self._look(high, True), above)
+
+    def _best(self, below: Candidate, above: Candidate | None) -> Candidate:
         return below if above is None else _mixed(self.candidates, self.budget, below, above)
 
     def _is_close(self, below: Candidate | None, above: Candidate | None) -> bool:

@@ -67,7 +67,7 @@ def curvature_of(
     *,
     hessian: NDArray[np.float32] | None = None,
     sensitivity: NDArray[np.float32] | None = None,
-    damp_ratio: float = 0.01,
+    damp_ratio: float = 0.03,
     like: Curvature | None = None,
 ) -> Curvature:
     """Factor a Hessian and lift the rows that calibration hardly saw.
