@@ -17,7 +17,8 @@ from flyweight.model.config import ModelConfig
 
 torch = pytest.importorskip("torch")
 
-from flyweight.model.transformer import Transformer, rms_norm  # noqa: E402
+from flyweight.model.blocks import rms_norm  # noqa: E402
+from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train.calibrate import collect_hessians  # noqa: E402
 
 LOOKUPS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Learned lookups beside the token embedding: hashed pairs of tokens, and values of the attention.
+"""What is looked up and mixed before and beside the blocks: pairs of tokens, neighbours, values.
 
 Shapes: B sequences, T tokens, D model_dim, C width of the values (``num_kv_heads * head_dim``).
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flyweight.model.config import ModelConfig
+from flyweight.model.config import BOS_TOKEN, ModelConfig
 
-__all__ = ["BigramHash", "ValueEmbedding", "bigram_ids"]
+__all__ = ["BigramHash", "SmearGate", "ValueEmbedding", "bigram_ids"]
 
 _HASH_THIS = 36313
 _HASH_BEFORE = 27191
@@ -51,6 +51,22 @@ class BigramHash(nn.Module):
         ids_BT = bigram_ids(tokens_BT, self.embed.num_embeddings)
         out_BTD: Tensor = self.proj(self.embed(ids_BT))
         return out_BTD * self.scale.to(out_BTD.dtype)
+
+
+class SmearGate(nn.Module):
+    """Mix each position with the one before: ``(1 - g) x[t] + g x[t-1]``, ``g = sigmoid(gate)``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(config.model_dim))
+        self.document_mask = config.smear_document_mask
+
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate).to(x_BTD.dtype)
+        previous_BTD = nn.functional.pad(x_BTD, (0, 0, 1, -1))
+        if self.document_mask:
+            previous_BTD = previous_BTD * (tokens_BT != BOS_TOKEN).to(x_BTD.dtype).unsqueeze(-1)
+        return (1 - gate) * x_BTD + gate * previous_BTD
 
 
 class ValueEmbedding(nn.Module):

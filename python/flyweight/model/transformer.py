@@ -1,160 +1,20 @@
 """The transformer: every feature is a field of ``ModelConfig``, and one that is off costs nothing.
 
-Shapes: B sequences, T tokens, D model_dim, H query heads, G key and value heads, K head_dim,
-R half of rope_dims, V vocab_size, C width of the values (G times K), S positions in a cache.
+Shapes: B sequences, T tokens, D model_dim, R half of rope_dims, V vocab_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flyweight.model.config import BOS_TOKEN, ModelConfig
-from flyweight.model.embeddings import BigramHash, ValueEmbedding
+from flyweight.model.blocks import Block, Extend, rms_norm, scaled
+from flyweight.model.config import ModelConfig
+from flyweight.model.embeddings import BigramHash, SmearGate, ValueEmbedding
 
 __all__ = ["Transformer"]
-
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes keys and values (B, G, T, K) of new positions, gives those of all positions so far."""
-
-_NORM_EPS = 2.0**-23  # that of float32, whatever the dtype: the default differs between versions
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Divide by the root mean square over the last axis, which has no learned weight here."""
-    return nn.functional.rms_norm(x, x.shape[-1:], eps=_NORM_EPS).to(x.dtype)
-
-
-def scaled(x: Tensor, scale: Tensor | float | None) -> Tensor:
-    """Multiply in the dtype of ``x``; None is a feature that is off."""
-    if scale is None:
-        return x
-    return x * (scale.to(x.dtype) if isinstance(scale, Tensor) else scale)
-
-
-def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Turn the first 2R dimensions of each head, pairs (i, i + R); the others stay."""
-    half = cos_TR.shape[-1]
-    a, b, rest = torch.split(x_BHTK, [half, half, x_BHTK.shape[-1] - 2 * half], dim=-1)
-    return torch.cat((a * cos_TR + b * sin_TR, b * cos_TR - a * sin_TR, rest), dim=-1)
-
-
-def without_own_value(y_BHTK: Tensor, v_BGTK: Tensor) -> Tensor:
-    """Take from each head's output its part along the value of the same position (XSA)."""
-    unit_BGTK = nn.functional.normalize(v_BGTK, dim=-1).to(y_BHTK.dtype)
-    unit_BGxTK = unit_BGTK.unsqueeze(2)
-    y_BGxTK = y_BHTK.view(*v_BGTK.shape[:2], -1, *y_BHTK.shape[2:])
-    along = (y_BGxTK * unit_BGxTK).sum(-1, keepdim=True)
-    return (y_BGxTK - along * unit_BGxTK).flatten(1, 2)
-
-
-class SmearGate(nn.Module):
-    """Mix each position with the one before: ``(1 - g) x[t] + g x[t-1]``, ``g = sigmoid(gate)``."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(torch.zeros(config.model_dim))
-        self.document_mask = config.smear_document_mask
-
-    def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.gate).to(x_BTD.dtype)
-        previous_BTD = nn.functional.pad(x_BTD, (0, 0, 1, -1))
-        if self.document_mask:
-            previous_BTD = previous_BTD * (tokens_BT != BOS_TOKEN).to(x_BTD.dtype).unsqueeze(-1)
-        return (1 - gate) * x_BTD + gate * previous_BTD
-
-
-class Attention(nn.Module):
-    """Causal attention with grouped queries, QK norm, partial rotation and a gain per head."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.is_exclusive = layer >= config.num_layers - config.xsa_layers
-        self.head_dim = config.head_dim
-        self.grouped = config.num_kv_heads != config.num_heads
-        kv_dim = config.num_kv_heads * config.head_dim
-        self.c_q = nn.Linear(config.model_dim, config.model_dim, bias=False)
-        self.c_k = nn.Linear(config.model_dim, kv_dim, bias=False)
-        self.c_v = nn.Linear(config.model_dim, kv_dim, bias=False)
-        self.proj = nn.Linear(config.model_dim, config.model_dim, bias=False)
-        self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        value_BTC: Tensor | None = None,
-        extend: Extend | None = None,
-    ) -> Tensor:
-        cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope)
-        q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
-        k_BGTK = rotate(rms_norm(self._heads(self.c_k(x_BTD))), cos_TR, sin_TR)
-        v_BTC = self.c_v(x_BTD)
-        v_BGTK = self._heads(v_BTC if value_BTC is None else v_BTC + value_BTC)
-        q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
-        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
-        y_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, enable_gqa=self.grouped
-        )
-        if self.is_exclusive:
-            y_BHTK = without_own_value(y_BHTK, v_BGTK)
-        out_BTD: Tensor = self.proj(y_BHTK.transpose(1, 2).flatten(2))
-        return out_BTD
-
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim).transpose(1, 2)
-
-
-class MLP(nn.Module):
-    """Two linears around a squared (leaky) relu."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc = nn.Linear(config.model_dim, config.mlp_hidden, bias=False)
-        self.proj = nn.Linear(config.mlp_hidden, config.model_dim, bias=False)
-        self.slope = config.leaky_slope
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden = self.fc(x_BTD)
-        hidden = (
-            nn.functional.leaky_relu(hidden, self.slope)
-            if self.slope
-            else nn.functional.relu(hidden)
-        )
-        out_BTD: Tensor = self.proj(hidden.square())
-        return out_BTD
-
-
-class Block(nn.Module):
-    """Attention, then MLP, each on the normalized stream and added back to it."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else None
-        ones = torch.ones(config.model_dim)
-        branch = config.branch_scales
-        self.attn_scale = nn.Parameter(ones.clone()) if branch else None
-        self.mlp_scale = nn.Parameter(ones.clone()) if branch else None
-        mix = torch.stack((ones, torch.zeros_like(ones)))
-        self.resid_mix = nn.Parameter(mix) if config.resid_mix else None
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        x0_BTD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        value_BTC: Tensor | None = None,
-        extend: Extend | None = None,
-    ) -> Tensor:
-        if self.resid_mix is not None:
-            x_BTD = scaled(x_BTD, self.resid_mix[0]) + scaled(x0_BTD, self.resid_mix[1])
-        attended = self.attn(scaled(rms_norm(x_BTD), self.norm_scale), rope, value_BTC, extend)
-        x_BTD = x_BTD + scaled(attended, self.attn_scale)
-        return x_BTD + scaled(self.mlp(scaled(rms_norm(x_BTD), self.norm_scale)), self.mlp_scale)
 
 
 class Transformer(nn.Module):

@@ -25,6 +25,7 @@ MODULES = (
     "flyweight.data.byte_counts",
     "flyweight.model.config",
     "flyweight.model.embeddings",
+    "flyweight.model.blocks",
     "flyweight.model.transformer",
     "flyweight.evaluate.config",
     "flyweight.evaluate.bpb",
