@@ -63,19 +63,35 @@ class Attention(nn.Module):
         self.c_v = nn.Linear(config.model_dim, kv_dim, bias=False)
         self.proj = nn.Linear(config.model_dim, config.model_dim, bias=False)
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if config.value_residual else None
+        # Not an nn.Linear, whose weight is a matrix for Muon.
+        gate = torch.zeros(config.num_heads, config.model_dim)
+        bias = torch.full((config.num_heads,), 4.0)
+        self.gate_weight = nn.Parameter(gate) if config.gated_attention else None
+        self.gate_bias = nn.Parameter(bias) if config.gated_attention else None
 
     def forward(
         self,
         x_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
+        first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Output (B, T, D), and values (B, T, C) before they are mixed with those of ``first_BTC``.
+
+        Parameters
+        ----------
+        first_BTC : values that the first block gave, None in that block itself
+        value_BTC : value embeddings
+        """
         cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope)
         q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
         k_BGTK = rotate(rms_norm(self._heads(self.c_k(x_BTD))), cos_TR, sin_TR)
-        v_BTC = self.c_v(x_BTD)
-        v_BGTK = self._heads(v_BTC if value_BTC is None else v_BTC + value_BTC)
+        raw_BTC = self.c_v(x_BTD)
+        if value_BTC is not None:
+            raw_BTC = raw_BTC + value_BTC
+        v_BGTK = self._heads(self._mixed(raw_BTC, first_BTC))
         q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
         k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
         y_BHTK = nn.functional.scaled_dot_product_attention(
@@ -83,8 +99,18 @@ class Attention(nn.Module):
         )
         if self.is_exclusive:
             y_BHTK = without_own_value(y_BHTK, v_BGTK)
-        out_BTD: Tensor = self.proj(y_BHTK.transpose(1, 2).flatten(2))
-        return out_BTD
+        y_BTHK = y_BHTK.transpose(1, 2)
+        if self.gate_weight is not None:
+            gate_BTH = nn.functional.linear(x_BTD, self.gate_weight, self.gate_bias)
+            y_BTHK = y_BTHK * torch.sigmoid(gate_BTH).to(y_BTHK.dtype).unsqueeze(-1)
+        return self.proj(y_BTHK.flatten(2)), raw_BTC
+
+    def _mixed(self, raw_BTC: Tensor, first_BTC: Tensor | None) -> Tensor:
+        """Value residual; the first block mixes its values with themselves, so its pair learns."""
+        if self.value_mix is None:
+            return raw_BTC
+        first_BTC = raw_BTC if first_BTC is None else first_BTC
+        return scaled(first_BTC, self.value_mix[0]) + scaled(raw_BTC, self.value_mix[1])
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
         return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim).transpose(1, 2)
@@ -111,7 +137,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on the normalized stream and added back to it."""
+    """Attention and MLP, each on the normalized stream and added back to it."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -130,11 +156,16 @@ class Block(nn.Module):
         x_BTD: Tensor,
         x0_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
+        first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """The stream behind this block, and the values as :class:`Attention` gives them."""
         if self.resid_mix is not None:
             x_BTD = scaled(x_BTD, self.resid_mix[0]) + scaled(x0_BTD, self.resid_mix[1])
-        attended = self.attn(scaled(rms_norm(x_BTD), self.norm_scale), rope, value_BTC, extend)
-        x_BTD = x_BTD + scaled(attended, self.attn_scale)
+        normed_BTD = scaled(rms_norm(x_BTD), self.norm_scale)
+        attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend)
+        return self._fed(x_BTD + scaled(attended_BTD, self.attn_scale)), raw_BTC
+
+    def _fed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + scaled(self.mlp(scaled(rms_norm(x_BTD), self.norm_scale)), self.mlp_scale)

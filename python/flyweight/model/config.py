@@ -83,6 +83,10 @@ class ModelConfig:
     """Last layers that add a shared value embedding of the token to their values."""
     ve_dim: int = field(default=0, metadata={"id": 26})
     """Width of its table."""
+    value_residual: bool = field(default=False, metadata={"id": 27})
+    """Mix the values of each attention with those of the first, by two learned numbers."""
+    gated_attention: bool = field(default=False, metadata={"id": 28})
+    """Multiply each head's output by a learned sigmoid of the attention's input."""
 
     def __post_init__(self) -> None:
         self._check_sizes()

@@ -101,13 +101,16 @@ class Transformer(nn.Module):
         value_BTC = None if self.ve_shared is None else self.ve_shared(tokens_BT)
         half, ve_start = self.config.num_skips, self.config.num_layers - self.config.ve_layers
         skips: list[Tensor] = []
+        first_BTC = None
         for layer, block in enumerate(self.blocks):
             if self.skip_weights is not None and layer >= half and skips:
                 x_BTD = x_BTD + scaled(skips.pop(), self.skip_weights[layer - half])
             own_BTC = None
             if value_BTC is not None and layer >= ve_start:
                 own_BTC = scaled(value_BTC, self.ve_layer_scales[layer - ve_start])
-            x_BTD = block(x_BTD, x0_BTD, rope, own_BTC, extends[layer] if extends else None)
+            extend = extends[layer] if extends else None
+            x_BTD, raw_BTC = block(x_BTD, x0_BTD, rope, first_BTC, own_BTC, extend)
+            first_BTC = raw_BTC if first_BTC is None else first_BTC
             if layer < half:
                 skips.append(x_BTD)
         return rms_norm(x_BTD)
