@@ -62,7 +62,7 @@ class ModelConfig:
     smear_document_mask: bool = field(default=False, metadata={"id": 15})
     """Let the first token of a document (``BOS_TOKEN``) see nothing of the one before it."""
     unet_skips: bool = field(default=False, metadata={"id": 16})
-    """Add the outputs of the first half of the blocks, last one first, to those of the second."""
+    """Add outputs of the first half of the blocks, last one first, to inputs of the second."""
     resid_mix: bool = field(default=False, metadata={"id": 17})
     """Let each block start from a learned mix of the residual stream and the embedding."""
     ln_scale: bool = field(default=False, metadata={"id": 18})
@@ -87,11 +87,18 @@ class ModelConfig:
     """Mix the values of each attention with those of the first, by two learned numbers."""
     gated_attention: bool = field(default=False, metadata={"id": 28})
     """Multiply each head's output by a learned sigmoid of the attention's input."""
+    recur_first: int = field(default=0, metadata={"id": 29})
+    """First of the blocks that run again, in order, after the last of them has run."""
+    recur_last: int = field(default=0, metadata={"id": 30})
+    """Last of them."""
+    recur_passes: int = field(default=0, metadata={"id": 31})
+    """How many times they run again; 0 is no recurrence."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_positions()
         self._check_lookups()
+        self._check_order()
         for name in ("softcap", "qk_gain_init", "embed_init_std"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.leaky_slope < 1, "leaky_slope", self.leaky_slope, "from 0 to below 1")
@@ -105,8 +112,20 @@ class ModelConfig:
 
     @property
     def num_skips(self) -> int:
-        """Blocks of the second half that receive an output of the first."""
+        """Steps of the second half that receive an output of the first."""
         return self.num_layers // 2 if self.unet_skips else 0
+
+    def layer_order(self, *, recur: bool = True) -> tuple[int, ...]:
+        """Blocks in the order in which they run, those that recur again after the last of them.
+
+        Parameters
+        ----------
+        recur : False gives the order of a training that has not begun to recur
+        """
+        again = range(self.recur_first, self.recur_last + 1)
+        passes = self.recur_passes if recur else 0
+        behind = self.recur_last + 1
+        return (*range(behind), *(tuple(again) * passes), *range(behind, self.num_layers))
 
     @property
     def stretched_rope_base(self) -> float:
@@ -202,6 +221,15 @@ class ModelConfig:
                     f"{size}={getattr(self, size)} with {width}={getattr(self, width)}, expected "
                     "both positive or both 0"
                 )
+
+    def _check_order(self) -> None:
+        first, last, passes = self.recur_first, self.recur_last, self.recur_passes
+        is_off = (first, last, passes) == (0, 0, 0)
+        if not is_off and not (0 <= first <= last < self.num_layers and passes >= 1):
+            raise InvalidArgumentError(
+                f"recur_first={first}, recur_last={last}, recur_passes={passes}: expected blocks "
+                f"of the {self.num_layers} in order and 1 pass or more, or all 0"
+            )
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

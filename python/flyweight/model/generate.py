@@ -35,7 +35,7 @@ class Continuation:
         device = model.tok_emb.weight.device
         self._tokens_BL = torch.zeros(sequences, length, dtype=torch.int64, device=device)
         self._rope = model.rope_tables(length)
-        self._caches = [_Cache(length) for _ in model.blocks]
+        self._caches = [_Cache(length) for _ in model.config.layer_order()]
         self._count = 0
 
     @property
@@ -76,7 +76,7 @@ class Continuation:
 
 
 class _Cache:
-    """Keys and values of one layer."""
+    """Keys and values of one layer, at one of the times that it runs."""
 
     def __init__(self, length: int) -> None:
         self._length = length

@@ -77,10 +77,10 @@ class Transformer(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         return x_BTD if self.smear is None else self.smear(x_BTD, tokens_BT)
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Normalized input of the output head, (B, T, D)."""
+    def hidden(self, tokens_BT: Tensor, *, recur: bool = True) -> Tensor:
+        """Normalized input of the output head, (B, T, D); for ``recur`` see :meth:`loss`."""
         rope = self.rope_tables(tokens_BT.shape[1])
-        return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope)
+        return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope, recur=recur)
 
     def run_blocks(
         self,
@@ -88,6 +88,8 @@ class Transformer(nn.Module):
         tokens_BT: Tensor,
         rope: tuple[Tensor, Tensor],
         extends: Sequence[Extend] | None = None,
+        *,
+        recur: bool = True,
     ) -> Tensor:
         """What :meth:`hidden` does behind the embedding.
 
@@ -95,23 +97,26 @@ class Transformer(nn.Module):
         ----------
         x_BTD : what :meth:`embed` gave for the tokens
         rope : cosines and sines (T, R) of the tokens' positions
-        extends : by layer, keys and values of the positions before; with them T must be 1
+        extends : by step of ``layer_order``, keys and values of the positions before; with them T
+            must be 1
+        recur : see :meth:`loss`
         """
         x0_BTD = x_BTD
         value_BTC = None if self.ve_shared is None else self.ve_shared(tokens_BT)
-        half, ve_start = self.config.num_skips, self.config.num_layers - self.config.ve_layers
+        order = self.config.layer_order(recur=recur)
+        half, ve_start = len(order) // 2, self.config.num_layers - self.config.ve_layers
         skips: list[Tensor] = []
         first_BTC = None
-        for layer, block in enumerate(self.blocks):
-            if self.skip_weights is not None and layer >= half and skips:
-                x_BTD = x_BTD + scaled(skips.pop(), self.skip_weights[layer - half])
+        for step, layer in enumerate(order):
+            if self.skip_weights is not None and half <= step < half + self.config.num_skips:
+                x_BTD = x_BTD + scaled(skips.pop(), self.skip_weights[step - half])
             own_BTC = None
             if value_BTC is not None and layer >= ve_start:
                 own_BTC = scaled(value_BTC, self.ve_layer_scales[layer - ve_start])
-            extend = extends[layer] if extends else None
-            x_BTD, raw_BTC = block(x_BTD, x0_BTD, rope, first_BTC, own_BTC, extend)
+            extend = extends[step] if extends else None
+            x_BTD, raw_BTC = self.blocks[layer](x_BTD, x0_BTD, rope, first_BTC, own_BTC, extend)
             first_BTC = raw_BTC if first_BTC is None else first_BTC
-            if layer < half:
+            if step < half:
                 skips.append(x_BTD)
         return rms_norm(x_BTD)
 
@@ -135,9 +140,16 @@ class Transformer(nn.Module):
         cap = self.config.softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy of the targets in nats, a float32 scalar."""
-        return nn.functional.cross_entropy(self(tokens_BT).flatten(0, 1), targets_BT.flatten())
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, recur: bool = True) -> Tensor:
+        """Mean cross-entropy of the targets in nats, a float32 scalar.
+
+        Parameters
+        ----------
+        recur : False runs every block once, as training does before recurrence starts; the model
+            as it is scored, calibrated and generated from always recurs
+        """
+        logits_BTV = self.logits(self.hidden(tokens_BT, recur=recur))
+        return nn.functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
     def rope_tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines (length, R) of the rotary angles."""
