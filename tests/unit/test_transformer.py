@@ -304,12 +304,12 @@ def test_fields_round_trip(values: dict[str, Any]) -> None:
 
 def test_field_ids_and_defaults_are_frozen() -> None:
     known = {f.metadata["id"]: (f.name, f.default) for f in dataclasses.fields(ModelConfig)}
-    assert list(known) == list(range(1, 32))
+    assert list(known) == list(range(1, 35))
     assert [known[i][0] for i in range(1, 8)] == [
         *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"),
         "seq_len",
     ]
-    assert [known[i] for i in range(8, 32)] == [
+    assert [known[i] for i in range(8, 35)] == [
         *(("rope_dims", 16), ("rope_base", 10000.0), ("rope_train_length", 0)),
         *(("qk_gain_init", 1.5), ("softcap", 30.0), ("leaky_slope", 0.0), ("smear_gate", False)),
         *(("smear_document_mask", False), ("unet_skips", False), ("resid_mix", False)),
@@ -317,7 +317,8 @@ def test_field_ids_and_defaults_are_frozen() -> None:
         *(("embed_init_std", 0.005), ("xsa_layers", 0), ("bigram_buckets", 0)),
         *(("bigram_dim", 0), ("ve_layers", 0), ("ve_dim", 0)),
         *(("value_residual", False), ("gated_attention", False), ("recur_first", 0)),
-        *(("recur_last", 0), ("recur_passes", 0)),
+        *(("recur_last", 0), ("recur_passes", 0), ("skip_gates", False), ("skip_init", 1.0)),
+        ("lanes_from", 0),
     ]
 
 
@@ -358,6 +359,10 @@ def test_stored_fields_are_checked() -> None:
         ({"recur_last": 3, "recur_passes": 1}, "blocks of the 3 in order"),
         ({"recur_first": 2, "recur_last": 1, "recur_passes": 1}, "1 pass or more"),
         ({"recur_passes": -1}, "recur_passes=-1"),
+        ({"skip_gates": True}, "skip_gates=True needs unet_skips"),
+        ({"lanes_from": 3}, r"second half \(1 to 2\)"),
+        ({"lanes_from": -1}, "lanes_from=-1"),
+        ({"lanes_from": 2, "recur_last": 2, "recur_passes": 1}, "behind recur_last=2"),
     ],
 )
 def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:

@@ -154,18 +154,27 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
+        lane_BTD: Tensor | None,
         x0_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The stream behind this block, and the values as :class:`Attention` gives them."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Both lanes behind this block, and the values as :class:`Attention` gives them.
+
+        Parameters
+        ----------
+        lane_BTD : the stream of the MLPs where it is apart from that of the attentions, else None
+        """
         if self.resid_mix is not None:
             x_BTD = scaled(x_BTD, self.resid_mix[0]) + scaled(x0_BTD, self.resid_mix[1])
         normed_BTD = scaled(rms_norm(x_BTD), self.norm_scale)
         attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend)
-        return self._fed(x_BTD + scaled(attended_BTD, self.attn_scale)), raw_BTC
+        x_BTD = x_BTD + scaled(attended_BTD, self.attn_scale)
+        if lane_BTD is None:
+            return self._fed(x_BTD), None, raw_BTC
+        return x_BTD, self._fed(lane_BTD), raw_BTC
 
     def _fed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + scaled(self.mlp(scaled(rms_norm(x_BTD), self.norm_scale)), self.mlp_scale)

@@ -14,6 +14,7 @@ BOS_TOKEN = 1
 """Id of the token that opens every document in the challenge's shards."""
 
 _FIELD_TYPES = {"int": int, "float": float, "bool": bool}
+_NEEDED = {"smear_document_mask": "smear_gate", "skip_gates": "unet_skips"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,12 @@ class ModelConfig:
     """Last of them."""
     recur_passes: int = field(default=0, metadata={"id": 31})
     """How many times they run again; 0 is no recurrence."""
+    skip_gates: bool = field(default=False, metadata={"id": 32})
+    """Let a learned gate per channel choose between stream and skip, instead of adding the skip."""
+    skip_init: float = field(default=1.0, metadata={"id": 33})
+    """Start of the learned weights of the skips."""
+    lanes_from: int = field(default=0, metadata={"id": 34})
+    """First block from which on attentions and MLPs are two chains apart; 0 is one chain."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -102,8 +109,9 @@ class ModelConfig:
         for name in ("softcap", "qk_gain_init", "embed_init_std"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.leaky_slope < 1, "leaky_slope", self.leaky_slope, "from 0 to below 1")
-        if self.smear_document_mask and not self.smear_gate:
-            raise InvalidArgumentError("smear_document_mask=True needs smear_gate=True")
+        for name, other in _NEEDED.items():
+            if getattr(self, name) and not getattr(self, other):
+                raise InvalidArgumentError(f"{name}=True needs {other}")
 
     @property
     def head_dim(self) -> int:
@@ -229,6 +237,12 @@ class ModelConfig:
             raise InvalidArgumentError(
                 f"recur_first={first}, recur_last={last}, recur_passes={passes}: expected blocks "
                 f"of the {self.num_layers} in order and 1 pass or more, or all 0"
+            )
+        lowest = max(self.num_layers // 2, last + 1)
+        if self.lanes_from and not lowest <= self.lanes_from < self.num_layers:
+            raise InvalidArgumentError(
+                f"lanes_from={self.lanes_from}, expected 0 or a block of the second half "
+                f"({self.num_layers // 2} to {self.num_layers - 1}) behind recur_last={last}"
             )
 
 

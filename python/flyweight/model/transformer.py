@@ -37,8 +37,10 @@ class Transformer(nn.Module):
         self.bigram = BigramHash(config) if config.bigram_buckets else None
         self.smear = SmearGate(config) if config.smear_gate else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        skips = torch.ones(config.num_skips, config.model_dim)
+        skips = torch.full((config.num_skips, config.model_dim), config.skip_init)
         self.skip_weights = nn.Parameter(skips) if config.num_skips else None
+        self.skip_gates = nn.Parameter(torch.zeros_like(skips)) if config.skip_gates else None
+        self.lane_merge = nn.Parameter(torch.tensor(0.5)) if config.lanes_from else None
         self.ve_shared = ValueEmbedding(config) if config.ve_layers else None
         self.ve_layer_scales = nn.ParameterList(torch.ones(1) for _ in range(config.ve_layers))
         tied = config.tied_embeddings
@@ -102,23 +104,37 @@ class Transformer(nn.Module):
         recur : see :meth:`loss`
         """
         x0_BTD = x_BTD
+        lane_BTD, first_BTC = None, None
         value_BTC = None if self.ve_shared is None else self.ve_shared(tokens_BT)
         order = self.config.layer_order(recur=recur)
         half, ve_start = len(order) // 2, self.config.num_layers - self.config.ve_layers
         skips: list[Tensor] = []
-        first_BTC = None
         for step, layer in enumerate(order):
-            if self.skip_weights is not None and half <= step < half + self.config.num_skips:
-                x_BTD = x_BTD + scaled(skips.pop(), self.skip_weights[step - half])
+            if half <= step < half + self.config.num_skips:
+                x_BTD = self._with_skip(x_BTD, skips.pop(), step - half)
+            if self.lane_merge is not None and layer == self.config.lanes_from:
+                lane_BTD = x_BTD
             own_BTC = None
             if value_BTC is not None and layer >= ve_start:
                 own_BTC = scaled(value_BTC, self.ve_layer_scales[layer - ve_start])
             extend = extends[step] if extends else None
-            x_BTD, raw_BTC = self.blocks[layer](x_BTD, x0_BTD, rope, first_BTC, own_BTC, extend)
+            x_BTD, lane_BTD, raw_BTC = self.blocks[layer](
+                x_BTD, lane_BTD, x0_BTD, rope, first_BTC, own_BTC, extend
+            )
             first_BTC = raw_BTC if first_BTC is None else first_BTC
-            if step < half:
+            if self.skip_weights is not None and step < half:
                 skips.append(x_BTD)
+        if self.lane_merge is not None and lane_BTD is not None:
+            x_BTD = scaled(x_BTD, self.lane_merge) + scaled(lane_BTD, 1 - self.lane_merge)
         return rms_norm(x_BTD)
+
+    def _with_skip(self, x_BTD: Tensor, skip_BTD: Tensor, index: int) -> Tensor:
+        assert self.skip_weights is not None
+        skip_BTD = scaled(skip_BTD, self.skip_weights[index])
+        if self.skip_gates is None:
+            return x_BTD + skip_BTD
+        gate = torch.sigmoid(self.skip_gates[index])
+        return scaled(x_BTD, gate) + scaled(skip_BTD, 1 - gate)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token.
