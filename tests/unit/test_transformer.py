@@ -304,12 +304,12 @@ def test_fields_round_trip(values: dict[str, Any]) -> None:
 
 def test_field_ids_and_defaults_are_frozen() -> None:
     known = {f.metadata["id"]: (f.name, f.default) for f in dataclasses.fields(ModelConfig)}
-    assert list(known) == list(range(1, 35))
+    assert list(known) == list(range(1, 38))
     assert [known[i][0] for i in range(1, 8)] == [
         *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"),
         "seq_len",
     ]
-    assert [known[i] for i in range(8, 35)] == [
+    assert [known[i] for i in range(8, 38)] == [
         *(("rope_dims", 16), ("rope_base", 10000.0), ("rope_train_length", 0)),
         *(("qk_gain_init", 1.5), ("softcap", 30.0), ("leaky_slope", 0.0), ("smear_gate", False)),
         *(("smear_document_mask", False), ("unet_skips", False), ("resid_mix", False)),
@@ -318,7 +318,8 @@ def test_field_ids_and_defaults_are_frozen() -> None:
         *(("bigram_dim", 0), ("ve_layers", 0), ("ve_dim", 0)),
         *(("value_residual", False), ("gated_attention", False), ("recur_first", 0)),
         *(("recur_last", 0), ("recur_passes", 0), ("skip_gates", False), ("skip_init", 1.0)),
-        ("lanes_from", 0),
+        *(("lanes_from", 0), ("smear_first", False), ("ve_own_proj", False)),
+        ("ve_zero_init", False),
     ]
 
 
@@ -362,6 +363,13 @@ def test_stored_fields_are_checked() -> None:
         ({"skip_gates": True}, "skip_gates=True needs unet_skips"),
         ({"lanes_from": 3}, r"second half \(1 to 2\)"),
         ({"lanes_from": -1}, "lanes_from=-1"),
+        ({"smear_first": True}, "smear_first=True needs smear_gate"),
+        ({"ve_own_proj": True}, "ve_own_proj=True needs ve_layers"),
+        ({"ve_zero_init": True}, "ve_zero_init=True needs ve_layers"),
+        (
+            {"ve_layers": 1, "ve_dim": 4, "ve_own_proj": True, "ve_zero_init": True},
+            "ve_zero_init=True is for a shared projection",
+        ),
         ({"lanes_from": 2, "recur_last": 2, "recur_passes": 1}, "behind recur_last=2"),
     ],
 )

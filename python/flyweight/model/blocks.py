@@ -55,6 +55,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.is_exclusive = layer >= config.num_layers - config.xsa_layers
+        self.adds_behind = config.ve_own_proj
         self.head_dim = config.head_dim
         self.grouped = config.num_kv_heads != config.num_heads
         kv_dim = config.num_kv_heads * config.head_dim
@@ -88,10 +89,8 @@ class Attention(nn.Module):
         cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope)
         q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
         k_BGTK = rotate(rms_norm(self._heads(self.c_k(x_BTD))), cos_TR, sin_TR)
-        raw_BTC = self.c_v(x_BTD)
-        if value_BTC is not None:
-            raw_BTC = raw_BTC + value_BTC
-        v_BGTK = self._heads(self._mixed(raw_BTC, first_BTC))
+        v_BTC, raw_BTC = self._values(x_BTD, first_BTC, value_BTC)
+        v_BGTK = self._heads(v_BTC)
         q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
         k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
         y_BHTK = nn.functional.scaled_dot_product_attention(
@@ -105,12 +104,23 @@ class Attention(nn.Module):
             y_BTHK = y_BTHK * torch.sigmoid(gate_BTH).to(y_BTHK.dtype).unsqueeze(-1)
         return self.proj(y_BTHK.flatten(2)), raw_BTC
 
-    def _mixed(self, raw_BTC: Tensor, first_BTC: Tensor | None) -> Tensor:
-        """Value residual; the first block mixes its values with themselves, so its pair learns."""
-        if self.value_mix is None:
-            return raw_BTC
-        first_BTC = raw_BTC if first_BTC is None else first_BTC
-        return scaled(first_BTC, self.value_mix[0]) + scaled(raw_BTC, self.value_mix[1])
+    def _values(
+        self, x_BTD: Tensor, first_BTC: Tensor | None, value_BTC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Values, and as they were before the value residual.
+
+        The first block mixes its values with themselves, so that its pair learns.
+        """
+        raw_BTC = self.c_v(x_BTD)
+        if value_BTC is not None and not self.adds_behind:
+            raw_BTC = raw_BTC + value_BTC
+        v_BTC = raw_BTC
+        if self.value_mix is not None:
+            first_BTC = raw_BTC if first_BTC is None else first_BTC
+            v_BTC = scaled(first_BTC, self.value_mix[0]) + scaled(raw_BTC, self.value_mix[1])
+        if value_BTC is not None and self.adds_behind:
+            v_BTC = v_BTC + value_BTC
+        return v_BTC, raw_BTC
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
         return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim).transpose(1, 2)

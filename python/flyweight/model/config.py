@@ -14,7 +14,13 @@ BOS_TOKEN = 1
 """Id of the token that opens every document in the challenge's shards."""
 
 _FIELD_TYPES = {"int": int, "float": float, "bool": bool}
-_NEEDED = {"smear_document_mask": "smear_gate", "skip_gates": "unet_skips"}
+_NEEDED = {
+    "smear_document_mask": "smear_gate",
+    "smear_first": "smear_gate",
+    "skip_gates": "unet_skips",
+    "ve_own_proj": "ve_layers",
+    "ve_zero_init": "ve_layers",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,12 @@ class ModelConfig:
     """Start of the learned weights of the skips."""
     lanes_from: int = field(default=0, metadata={"id": 34})
     """First block from which on attentions and MLPs are two chains apart; 0 is one chain."""
+    smear_first: bool = field(default=False, metadata={"id": 35})
+    """Smear the token embedding before pairs and norm; what has none before it meets itself."""
+    ve_own_proj: bool = field(default=False, metadata={"id": 36})
+    """Project value embeddings by layer, and add them behind the value residual."""
+    ve_zero_init: bool = field(default=False, metadata={"id": 37})
+    """Start the shared projection of value embeddings at zero."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -112,6 +124,11 @@ class ModelConfig:
         for name, other in _NEEDED.items():
             if getattr(self, name) and not getattr(self, other):
                 raise InvalidArgumentError(f"{name}=True needs {other}")
+        if self.ve_own_proj and self.ve_zero_init:
+            raise InvalidArgumentError(
+                "ve_zero_init=True is for a shared projection: with ve_own_proj=True scales start "
+                "at 0, and projections at 0 would never learn"
+            )
 
     @property
     def head_dim(self) -> int:

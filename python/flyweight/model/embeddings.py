@@ -1,6 +1,7 @@
 """What is looked up and mixed before and beside the blocks: pairs of tokens, neighbours, values.
 
-Shapes: B sequences, T tokens, D model_dim, C width of the values (``num_kv_heads * head_dim``).
+Shapes: B sequences, T tokens, D model_dim, C width of the values (``num_kv_heads * head_dim``),
+E width of a table of values.
 """
 
 from __future__ import annotations
@@ -54,30 +55,47 @@ class BigramHash(nn.Module):
 
 
 class SmearGate(nn.Module):
-    """Mix each position with the one before: ``(1 - g) x[t] + g x[t-1]``, ``g = sigmoid(gate)``."""
+    """Mix each position with the one before: ``(1 - g) x[t] + g x[t-1]``, ``g = sigmoid(gate)``.
+
+    What has none before it, or none in its document, meets zeros; with ``smear_first`` itself.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(config.model_dim))
         self.document_mask = config.smear_document_mask
+        self.meets_itself = config.smear_first
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         gate = torch.sigmoid(self.gate).to(x_BTD.dtype)
-        previous_BTD = nn.functional.pad(x_BTD, (0, 0, 1, -1))
+        alone_BTD = x_BTD if self.meets_itself else torch.zeros_like(x_BTD)
+        previous_BTD = torch.cat((alone_BTD[:, :1], x_BTD[:, :-1]), dim=1)
         if self.document_mask:
-            previous_BTD = previous_BTD * (tokens_BT != BOS_TOKEN).to(x_BTD.dtype).unsqueeze(-1)
+            opens_BT1 = (tokens_BT == BOS_TOKEN).unsqueeze(-1)
+            previous_BTD = torch.where(opens_BT1, alone_BTD, previous_BTD)
         return (1 - gate) * x_BTD + gate * previous_BTD
 
 
 class ValueEmbedding(nn.Module):
-    """``scale * proj(embed[token])``, which the last layers share and add to their values."""
+    """What the last layers add to their values: ``scale * proj(embed[token])``, shared by them.
+
+    With ``ve_own_proj`` every layer has a projection of its own, and there is no shared scale.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.ve_dim)
-        self.proj = nn.Linear(config.ve_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.layers = config.ve_layers
+        shape, own = (config.ve_dim, config.num_kv_heads * config.head_dim), config.ve_own_proj
+        self.proj = None if own else nn.Linear(*shape, bias=False)
+        self.scale = None if own else nn.Parameter(torch.tensor(0.1))
+        own_layers = config.ve_layers if own else 0
+        self.projs = nn.ModuleList(nn.Linear(*shape, bias=False) for _ in range(own_layers))
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        out_BTC: Tensor = self.proj(self.embed(tokens_BT))
-        return out_BTC * self.scale.to(out_BTC.dtype)
+    def forward(self, tokens_BT: Tensor) -> list[Tensor]:
+        """By layer, (B, T, C)."""
+        x_BTE = self.embed(tokens_BT)
+        if self.proj is None or self.scale is None:
+            return [proj(x_BTE) for proj in self.projs]
+        out_BTC = self.proj(x_BTE)
+        return [out_BTC * self.scale.to(out_BTC.dtype)] * self.layers

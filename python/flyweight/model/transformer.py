@@ -42,7 +42,9 @@ class Transformer(nn.Module):
         self.skip_gates = nn.Parameter(torch.zeros_like(skips)) if config.skip_gates else None
         self.lane_merge = nn.Parameter(torch.tensor(0.5)) if config.lanes_from else None
         self.ve_shared = ValueEmbedding(config) if config.ve_layers else None
-        self.ve_layer_scales = nn.ParameterList(torch.ones(1) for _ in range(config.ve_layers))
+        start = 0.0 if config.ve_own_proj else 1.0
+        scales = (torch.full((1,), start) for _ in range(config.ve_layers))
+        self.ve_layer_scales = nn.ParameterList(scales)
         tied = config.tied_embeddings
         self.lm_head = None if tied else nn.Linear(config.model_dim, config.vocab_size, bias=False)
         powers_R = torch.arange(0, config.rope_dims, 2) / max(config.rope_dims, 1)
@@ -66,18 +68,28 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.bigram.embed.weight)
             nn.init.orthogonal_(self.bigram.proj.weight, gain, generator=generator)
         if self.ve_shared is not None:
-            nn.init.normal_(self.ve_shared.embed.weight, std=0.01, generator=generator)
-            nn.init.orthogonal_(self.ve_shared.proj.weight, gain, generator=generator)
+            own, width = self.config.ve_own_proj, self.config.ve_dim
+            std = 1.0 if own else 0.01
+            nn.init.normal_(self.ve_shared.embed.weight, std=std, generator=generator)
+            for proj in self.ve_shared.projs.parameters():
+                nn.init.uniform_(proj, -(width**-0.5), width**-0.5, generator=generator)
+            if self.ve_shared.proj is not None and self.config.ve_zero_init:
+                nn.init.zeros_(self.ve_shared.proj.weight)
+            elif self.ve_shared.proj is not None:
+                nn.init.orthogonal_(self.ve_shared.proj.weight, gain, generator=generator)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """What the first block meets, (B, T, D); it depends on a token and the two before it."""
         x_BTD = self.tok_emb(tokens_BT)
+        smears_first = self.config.smear_first
+        if self.smear is not None and smears_first:
+            x_BTD = self.smear(x_BTD, tokens_BT)
         if self.bigram is not None:
             x_BTD = x_BTD + self.bigram(tokens_BT)
         x_BTD = rms_norm(x_BTD)
         if torch.is_autocast_enabled(x_BTD.device.type):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
-        return x_BTD if self.smear is None else self.smear(x_BTD, tokens_BT)
+        return x_BTD if self.smear is None or smears_first else self.smear(x_BTD, tokens_BT)
 
     def hidden(self, tokens_BT: Tensor, *, recur: bool = True) -> Tensor:
         """Normalized input of the output head, (B, T, D); for ``recur`` see :meth:`loss`."""
@@ -105,7 +117,7 @@ class Transformer(nn.Module):
         """
         x0_BTD = x_BTD
         lane_BTD, first_BTC = None, None
-        value_BTC = None if self.ve_shared is None else self.ve_shared(tokens_BT)
+        values = [] if self.ve_shared is None else self.ve_shared(tokens_BT)
         order = self.config.layer_order(recur=recur)
         half, ve_start = len(order) // 2, self.config.num_layers - self.config.ve_layers
         skips: list[Tensor] = []
@@ -115,8 +127,8 @@ class Transformer(nn.Module):
             if self.lane_merge is not None and layer == self.config.lanes_from:
                 lane_BTD = x_BTD
             own_BTC = None
-            if value_BTC is not None and layer >= ve_start:
-                own_BTC = scaled(value_BTC, self.ve_layer_scales[layer - ve_start])
+            if layer >= ve_start:
+                own_BTC = scaled(values[layer - ve_start], self.ve_layer_scales[layer - ve_start])
             extend = extends[step] if extends else None
             x_BTD, lane_BTD, raw_BTC = self.blocks[layer](
                 x_BTD, lane_BTD, x0_BTD, rope, first_BTC, own_BTC, extend
