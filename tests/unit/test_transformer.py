@@ -1,11 +1,12 @@
-"""The transformer against a plain transcription of its formulas in NumPy float64."""
+"""The transformer against its formulas, and the configs it takes."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ torch = pytest.importorskip("torch")
 from flyweight.model.embeddings import bigram_ids  # noqa: E402
 from flyweight.model.parameters import parameter_counts  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
+from plain_model import PlainModel  # noqa: E402
 
 PLAIN: dict[str, Any] = {
     "vocab_size": 23,
@@ -52,26 +54,6 @@ LOOKUPS: dict[str, Any] = {
     "ve_layers": 2,
     "ve_dim": 10,
 }
-PR585: dict[str, Any] = {
-    "vocab_size": 1024,
-    "num_layers": 11,
-    "model_dim": 512,
-    "num_heads": 8,
-    "num_kv_heads": 8,
-    "mlp_hidden": 1792,
-    "seq_len": 2048,
-    "rope_train_length": 1024,
-    "smear_gate": True,
-    "unet_skips": True,
-    "resid_mix": True,
-    "ln_scale": True,
-    "branch_scales": True,
-    "xsa_layers": 11,
-    "bigram_buckets": 8192,
-    "bigram_dim": 128,
-    "ve_layers": 2,
-    "ve_dim": 128,
-}
 
 
 def build(values: dict[str, Any], *, seed: int = 0) -> Transformer:
@@ -92,81 +74,9 @@ def tokens(shape: tuple[int, ...], *, seed: int = 1) -> Any:
 
 
 def transcription(model: Transformer, ids: np.ndarray) -> np.ndarray:
-    """Logits (T, V) of one sequence, loops and float64, straight from the formulas."""
-    c = model.config
-    w = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
-
-    def norm(x: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 2.0**-23)
-
-    def turn(head: np.ndarray) -> np.ndarray:
-        out, half = head.copy(), c.rope_dims // 2
-        for t in range(len(head)):
-            for i in range(half):
-                base = 10000.0
-                if c.rope_train_length:
-                    base *= (c.seq_len / c.rope_train_length) ** (c.rope_dims / (c.rope_dims - 2))
-                angle = t * base ** (-2 * i / c.rope_dims)
-                p, r = head[t, i], head[t, i + half]
-                out[t, i] = p * np.cos(angle) + r * np.sin(angle)
-                out[t, i + half] = -p * np.sin(angle) + r * np.cos(angle)
-        return out
-
-    def attention(n: np.ndarray, layer: int) -> np.ndarray:
-        at = f"blocks.{layer}.attn"
-        k, group, out = c.head_dim, c.num_heads // c.num_kv_heads, []
-        queries, keys, values = (n @ w[f"{at}.c_{x}.weight"].T for x in "qkv")
-        if layer >= c.num_layers - c.ve_layers:
-            t = w[f"ve_layer_scales.{layer - (c.num_layers - c.ve_layers)}"]
-            looked_up = w["ve_shared.embed.weight"][ids] @ w["ve_shared.proj.weight"].T
-            values = values + t * w["ve_shared.scale"] * looked_up
-        for h in range(c.num_heads):
-            g = h // group
-            q = turn(norm(queries[:, h * k : h * k + k])) * w[f"{at}.q_gain"][h]
-            scores = q @ turn(norm(keys[:, g * k : g * k + k])).T / np.sqrt(k)
-            scores[np.triu_indices(len(n), 1)] = -np.inf
-            p = np.exp(scores - scores.max(-1, keepdims=True))
-            v = values[:, g * k : g * k + k]
-            y = p / p.sum(-1, keepdims=True) @ v
-            if layer >= c.num_layers - c.xsa_layers:
-                for i in range(len(y)):
-                    unit = v[i] / max(np.sqrt(v[i] @ v[i]), 1e-12)
-                    y[i] = y[i] - (y[i] @ unit) * unit
-            out.append(y)
-        return np.concatenate(out, -1) @ w[f"{at}.proj.weight"].T
-
-    def mlp(n: np.ndarray, at: str) -> np.ndarray:
-        z = n @ w[f"{at}.fc.weight"].T
-        return np.where(z > 0, z, c.leaky_slope * z) ** 2 @ w[f"{at}.proj.weight"].T
-
-    x = w["tok_emb.weight"][ids]
-    if c.bigram_buckets:
-        last = c.bigram_buckets - 1
-        pairs = [((36313 * int(b)) ^ (27191 * int(a))) % last for a, b in pairwise(ids)]
-        looked_up = w["bigram.embed.weight"][[last, *pairs]] @ w["bigram.proj.weight"].T
-        x = x + w["bigram.scale"] * looked_up
-    x = norm(x)
-    if c.smear_gate:
-        g = 1 / (1 + np.exp(-w["smear.gate"]))
-        before = np.concatenate((np.zeros_like(x[:1]), x[:-1]))
-        if c.smear_document_mask:
-            before[ids == BOS_TOKEN] = 0
-        x = (1 - g) * x + g * before
-    x0, skips, half = x, [], c.num_layers // 2
-    for layer in range(c.num_layers):
-        at = f"blocks.{layer}"
-        if c.unet_skips and layer >= half and skips:
-            x = x + w["skip_weights"][layer - half] * skips.pop()
-        scale = 1 / np.sqrt(layer + 1) if c.ln_scale else 1
-        mix = w.get(f"{at}.resid_mix", np.array([[1.0], [0.0]]))
-        u = mix[0] * x + mix[1] * x0
-        v = u + w.get(f"{at}.attn_scale", 1.0) * attention(scale * norm(u), layer)
-        x = v + w.get(f"{at}.mlp_scale", 1.0) * mlp(scale * norm(v), f"{at}.mlp")
-        if c.unet_skips and layer < half:
-            skips.append(x)
-    head = w["tok_emb.weight" if c.tied_embeddings else "lm_head.weight"]
-    logits = norm(x) @ head.T
-    return c.softcap * np.tanh(logits / c.softcap) if c.softcap else logits
+    """Logits (T, V) of one sequence by the formulas."""
+    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    return PlainModel(model.config, weights).logits(ids)
 
 
 @pytest.mark.parametrize(
@@ -244,27 +154,6 @@ def test_whole_loss_compiles_into_one_graph_and_follows_autocast() -> None:
         assert torch.equal(compiled(ids[:, :-1], ids[:, 1:]), eager)
 
 
-def test_parameter_counts_are_those_of_the_table_of_pr585() -> None:
-    config = ModelConfig(**PR585)
-    counts = parameter_counts(config)
-    per_block = {name: n for name, n in counts.items() if name.startswith("blocks.")}
-    assert sum(per_block.values()) == 11 * (2_883_584 + 2_056)
-    assert {name: n for name, n in counts.items() if name not in per_block} == {
-        "tok_emb.weight": 524_288,
-        "bigram.embed.weight": 1_048_576,
-        "bigram.proj.weight": 65_536,
-        "bigram.scale": 1,
-        "smear.gate": 512,
-        "skip_weights": 2_560,
-        "ve_shared.embed.weight": 131_072,
-        "ve_shared.proj.weight": 65_536,
-        "ve_shared.scale": 1,
-        "ve_layer_scales": 2,
-    }
-    assert sum(counts.values()) == 33_580_124
-    assert config.stretched_rope_base == pytest.approx(22_081.8, abs=0.1)
-
-
 def test_lookups_start_as_the_digest_says() -> None:
     model = Transformer(ModelConfig(**LOOKUPS))
     model.init_weights(torch.Generator().manual_seed(0))
@@ -323,6 +212,16 @@ def test_field_ids_and_defaults_are_frozen() -> None:
     ]
 
 
+def test_the_format_lists_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    row = re.compile(r"^\| (\d+) \| `(\w+)` \| (int|float|bool) \| (\S+) \| ", re.MULTILINE)
+    expected = []
+    for f in dataclasses.fields(ModelConfig):
+        default = "required" if f.default is dataclasses.MISSING else str(f.default).lower()
+        expected.append((str(f.metadata["id"]), f.name, f.type, default))
+    assert row.findall(text) == expected
+
+
 def test_stored_fields_are_checked() -> None:
     stored = ModelConfig(**PLAIN).to_fields()
     with pytest.raises(UnsupportedError, match="unknown field id 99"):
@@ -360,6 +259,7 @@ def test_stored_fields_are_checked() -> None:
         ({"recur_last": 3, "recur_passes": 1}, "blocks of the 3 in order"),
         ({"recur_first": 2, "recur_last": 1, "recur_passes": 1}, "1 pass or more"),
         ({"recur_passes": -1}, "recur_passes=-1"),
+        ({"skip_init": float("nan")}, "skip_init=nan, expected a finite number"),
         ({"skip_gates": True}, "skip_gates=True needs unet_skips"),
         ({"lanes_from": 3}, r"second half \(1 to 2\)"),
         ({"lanes_from": -1}, "lanes_from=-1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
@@ -121,6 +122,7 @@ class ModelConfig:
         for name in ("softcap", "qk_gain_init", "embed_init_std"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 <= self.leaky_slope < 1, "leaky_slope", self.leaky_slope, "from 0 to below 1")
+        _require(isfinite(self.skip_init), "skip_init", self.skip_init, "a finite number")
         for name, other in _NEEDED.items():
             if getattr(self, name) and not getattr(self, other):
                 raise InvalidArgumentError(f"{name}=True needs {other}")
