@@ -1,0 +1,66 @@
+"""Cross-entropy of soft-capped logits that keeps little for its backward pass.
+
+Shapes: B sequences, T tokens, V vocab_size, N their B times T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["softcapped_cross_entropy"]
+
+
+class _SoftcappedCrossEntropy(torch.autograd.Function):
+    """Losses (N,) of logits (N, V); only those, as they came, and N log-sums are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
+        capped_NV = _capped(logits_NV, cap)
+        log_sums_N = capped_NV.logsumexp(-1)
+        ctx.save_for_backward(logits_NV, targets_N, log_sums_N)
+        ctx.cap = cap
+        return log_sums_N - capped_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits_NV, targets_N, log_sums_N = ctx.saved_tensors
+        capped_NV = _capped(logits_NV, ctx.cap)
+        ids_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)
+        is_target_NV = (ids_V == targets_N[:, None]).to(capped_NV.dtype)
+        grad_NV = (capped_NV - log_sums_N[:, None]).exp() - is_target_NV
+        if ctx.cap:
+            grad_NV = grad_NV * (1 - (capped_NV / ctx.cap).square())
+        return (grad_NV * grads[0][:, None]).to(logits_NV.dtype), None, None
+
+
+def _capped(logits_NV: Tensor, cap: float) -> Tensor:
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return cap * torch.tanh(wide_NV / cap) if cap else wide_NV
+
+
+def softcapped_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, cap: float) -> Tensor:
+    """Mean cross-entropy of ``cap * tanh(logits / cap)``.
+
+    Parameters
+    ----------
+    logits_BTV : (B, T, V) before the cap, any float dtype
+    targets_BT : (B, T) int64, ids below V
+    cap : logits are soft-capped to within plus and minus this; 0 leaves them alone
+
+    Returns
+    -------
+    nats per target, a scalar in float32 (float64 of float64 logits)
+
+    Notes
+    -----
+    The plain form keeps the capped logits and their logarithms of probabilities in float32 for its
+    backward pass; this one the logits in their own dtype and a log-sum per token, a quarter in
+    bfloat16. The arithmetic is float32 both ways; the gradient is rounded once.
+    """
+    losses_N: Tensor = _SoftcappedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_BTV.flatten(0, 1), targets_BT.flatten(), cap
+    )
+    return losses_N.mean()
