@@ -235,6 +235,15 @@ def test_doctor(capsys) -> None:
     assert isinstance(facts["cuda"]["built_with_cuda"], bool)
 
 
+def test_doctor_on_attention(capsys, monkeypatch) -> None:
+    attention = pytest.importorskip("flyweight.model.attention", reason="needs torch")
+    assert exit_code("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kernels"]["attention"] is not None
+    monkeypatch.setattr(attention, "_forced", "nonsense")
+    assert exit_code("doctor") == 0
+    assert "expected one of auto, " in capsys.readouterr().out
+
+
 def test_recipes_are_shown_with_their_parameters(capsys) -> None:
     pytest.importorskip("torch", reason="parameters are counted on the model")
     assert exit_code("recipe", "show", "demo", "--json") == 0

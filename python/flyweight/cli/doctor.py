@@ -9,6 +9,7 @@ import click
 
 import flyweight
 from flyweight.cli.output import emit, json_option, table
+from flyweight.errors import InvalidArgumentError
 
 __all__ = ["command"]
 
@@ -43,6 +44,8 @@ def command(as_json: bool) -> None:
     rows = [("flyweight", flyweight.__version__, ""), ("python", platform.python_version(), "")]
     rows += [(name, number or "missing", PACKAGES[name]) for name, number in found.items()]
     rows.append(("kernels", tiers[-1], f"C++ on the CPU: {', '.join(tiers)}"))
+    attention, note = _attention()
+    rows.append(("attention", attention or "none", note))
     devices = ", ".join(cuda["devices"]) or cuda["problem"] or ""
     rows.append(("CUDA", cuda["runtime_version"] or "not built in", devices))
     emit(
@@ -50,9 +53,24 @@ def command(as_json: bool) -> None:
             "flyweight": flyweight.__version__,
             "python": platform.python_version(),
             "packages": found,
-            "kernels": {"cpu": tiers[-1]},
+            "kernels": {"cpu": tiers[-1], "attention": attention},
             "cuda": cuda,
         },
         table(("part", "version", "note"), rows),
         as_json=as_json,
     )
+
+
+def _attention() -> tuple[str | None, str]:
+    """The kernel that training would use, and what else there is or what stands in the way."""
+    try:
+        import torch
+
+        from flyweight.model.attention import available_kernels, live_kernel
+    except ImportError:
+        return None, "torch is missing"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return live_kernel(device), f"on {device}: {', '.join(available_kernels(device))}"
+    except InvalidArgumentError as error:
+        return None, str(error)
