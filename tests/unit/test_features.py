@@ -20,6 +20,7 @@ from plain_model import (
 
 torch = pytest.importorskip("torch")
 
+from flyweight.model.attention import Positions  # noqa: E402
 from flyweight.model.blocks import Attention, rotate, without_own_value  # noqa: E402
 from flyweight.model.embeddings import SmearGate, bigram_ids  # noqa: E402
 from flyweight.model.generate import Continuation, generate  # noqa: E402
@@ -159,7 +160,7 @@ def test_heads_share_keys_and_values_by_twos() -> None:
     with torch.no_grad():
         attention.proj.weight.copy_(torch.eye(24))
         attention.c_v.weight[6:] = 0  # of the second of two heads, 6 wide
-        out, raw = attention(x, (torch.zeros(7, 0), torch.zeros(7, 0)))
+        out, raw = attention(x, Positions(torch.zeros(7, 0), torch.zeros(7, 0)))
     assert raw.shape == (1, 7, 12)
     assert out[..., :12].abs().amin() > 0
     assert not out[..., 12:].any()
@@ -172,7 +173,7 @@ def test_rotation_has_the_stretched_base() -> None:
         rope_train_length=1024,
     )
     model = Transformer(base)
-    cos, sin = model.rope_tables(2048)
+    cos, sin = model.rope_tables(torch.arange(2048))
     head = np.random.default_rng(0).normal(size=(2048, 64))
     found = rotate(torch.tensor(head)[None, None], cos.double(), sin.double())[0, 0].numpy()
     few = [0, 1, 2, 700, 2047]
@@ -213,7 +214,7 @@ def test_gates_start_nearly_open() -> None:
     with torch.no_grad():
         for one in (attention, is_open.blocks[2].attn):
             one.proj.weight.copy_(torch.eye(24))
-        rope = closed.rope_tables(5)
+        rope = closed.positions(torch.full((1, 5), 7))
         ratio = attention(x, rope)[0] / is_open.blocks[2].attn(x, rope)[0]
     np.testing.assert_allclose(ratio, sigmoid(np.float64(4)), rtol=1e-4)
 

@@ -193,12 +193,12 @@ def test_fields_round_trip(values: dict[str, Any]) -> None:
 
 def test_field_ids_and_defaults_are_frozen() -> None:
     known = {f.metadata["id"]: (f.name, f.default) for f in dataclasses.fields(ModelConfig)}
-    assert list(known) == list(range(1, 38))
+    assert list(known) == list(range(1, 39))
     assert [known[i][0] for i in range(1, 8)] == [
         *("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"),
         "seq_len",
     ]
-    assert [known[i] for i in range(8, 38)] == [
+    assert [known[i] for i in range(8, 39)] == [
         *(("rope_dims", 16), ("rope_base", 10000.0), ("rope_train_length", 0)),
         *(("qk_gain_init", 1.5), ("softcap", 30.0), ("leaky_slope", 0.0), ("smear_gate", False)),
         *(("smear_document_mask", False), ("unet_skips", False), ("resid_mix", False)),
@@ -208,7 +208,7 @@ def test_field_ids_and_defaults_are_frozen() -> None:
         *(("value_residual", False), ("gated_attention", False), ("recur_first", 0)),
         *(("recur_last", 0), ("recur_passes", 0), ("skip_gates", False), ("skip_init", 1.0)),
         *(("lanes_from", 0), ("smear_first", False), ("ve_own_proj", False)),
-        ("ve_zero_init", False),
+        *(("ve_zero_init", False), ("document_mask", False)),
     ]
 
 

@@ -1,7 +1,7 @@
 """Which attention kernel runs: the only place that knows, and the masks that keep documents apart.
 
 Shapes: B sequences, T tokens, S keys (T, or more from a cache), H query heads, G key and value
-heads, K head_dim, N blocks of ``_BLOCK`` tokens that cover T.
+heads, K head_dim, R half of rope_dims, N blocks of ``_BLOCK`` tokens that cover T.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from flyweight.model.config import BOS_TOKEN
 
 __all__ = [
     "Documents",
+    "Positions",
     "attend",
     "attention_kernel",
     "available_kernels",
@@ -33,6 +34,18 @@ __all__ = [
 
 Documents: TypeAlias = Tensor | BlockMask
 """Who may attend to whom: (B, 1, T, S) bool, or the block mask of FlexAttention."""
+
+
+class Positions(NamedTuple):
+    """Where tokens stand: what attention knows of them besides their queries, keys and values."""
+
+    cos: Tensor
+    """Cosines of the rotary angles, (T, R), or (B, 1, T, R) where rows differ."""
+    sin: Tensor
+    """Their sines."""
+    documents: Documents | None = None
+    """None is one document a row."""
+
 
 _BLOCK = 128
 

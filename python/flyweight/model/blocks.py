@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flyweight.model.attention import Positions, attend
 from flyweight.model.config import ModelConfig
 
 __all__ = ["Block", "Extend", "rms_norm", "scaled"]
@@ -57,7 +58,6 @@ class Attention(nn.Module):
         self.is_exclusive = layer >= config.num_layers - config.xsa_layers
         self.adds_behind = config.ve_own_proj
         self.head_dim = config.head_dim
-        self.grouped = config.num_kv_heads != config.num_heads
         kv_dim = config.num_kv_heads * config.head_dim
         self.c_q = nn.Linear(config.model_dim, config.model_dim, bias=False)
         self.c_k = nn.Linear(config.model_dim, kv_dim, bias=False)
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Positions,
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
@@ -86,16 +86,14 @@ class Attention(nn.Module):
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
         """
-        cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope)
+        cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope[:2])
         q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
         k_BGTK = rotate(rms_norm(self._heads(self.c_k(x_BTD))), cos_TR, sin_TR)
         v_BTC, raw_BTC = self._values(x_BTD, first_BTC, value_BTC)
         v_BGTK = self._heads(v_BTC)
         q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
         k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
-        y_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, enable_gqa=self.grouped
-        )
+        y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, documents=rope.documents)
         if self.is_exclusive:
             y_BHTK = without_own_value(y_BHTK, v_BGTK)
         y_BTHK = y_BHTK.transpose(1, 2)
@@ -166,7 +164,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         lane_BTD: Tensor | None,
         x0_BTD: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Positions,
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,

@@ -113,6 +113,8 @@ class ModelConfig:
     """Project value embeddings by layer, and add them behind the value residual."""
     ve_zero_init: bool = field(default=False, metadata={"id": 37})
     """Start the shared projection of value embeddings at zero."""
+    document_mask: bool = field(default=False, metadata={"id": 38})
+    """Attend only within a document, which ``BOS_TOKEN`` opens; rotary positions restart there."""
 
     def __post_init__(self) -> None:
         self._check_sizes()

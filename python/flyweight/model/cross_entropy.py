@@ -56,10 +56,10 @@ def softcapped_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, cap: float)
 
     Notes
     -----
-    Run op by op, the plain form keeps the capped logits and log-probabilities in float32 for its
-    backward pass; this one the logits in their own dtype and a log-sum per token, a quarter of it in
-    bfloat16. Compiled, inductor finds as much by itself; here it need not. The arithmetic is
-    float32 both ways, the gradient is rounded once.
+    Run op by op, the plain form keeps capped logits and log-probabilities in float32 for its
+    backward pass; this one the logits in their own dtype and a log-sum per token. Compiled,
+    inductor finds as much by itself; here it need not. The arithmetic is float32 both ways, the
+    gradient is rounded once.
     """
     losses_N: Tensor = _SoftcappedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         logits_BTV.flatten(0, 1), targets_BT.flatten(), cap

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flyweight.errors import InvalidArgumentError
+from flyweight.model.attention import Positions, document_ids, positions_in_documents
 from flyweight.model.config import BOS_TOKEN
 from flyweight.model.transformer import Transformer
 
@@ -34,7 +35,6 @@ class Continuation:
         self._model = model
         device = model.tok_emb.weight.device
         self._tokens_BL = torch.zeros(sequences, length, dtype=torch.int64, device=device)
-        self._rope = model.rope_tables(length)
         self._caches = [_Cache(length) for _ in model.config.layer_order()]
         self._count = 0
 
@@ -68,11 +68,18 @@ class Continuation:
         self._count = at + 1
         recent = self._tokens_BL[:, max(0, at + 1 - _EMBED_CONTEXT) : at + 1]
         x_B1D = self._model.embed(recent)[:, -1:]
-        cos_LR, sin_LR = self._rope
-        hidden_B1D = self._model.run_blocks(
-            x_B1D, recent[:, -1:], (cos_LR[at : at + 1], sin_LR[at : at + 1]), self._caches
-        )
+        hidden_B1D = self._model.run_blocks(x_B1D, recent[:, -1:], self._newest(), self._caches)
         return self._model.logits(hidden_B1D)[:, 0]
+
+    def _newest(self) -> Positions:
+        """Where the newest tokens stand, whose documents may have begun at different columns."""
+        tokens_BT = self.tokens
+        if not self._model.config.document_mask:
+            newest_T = torch.arange(self._count - 1, self._count, device=tokens_BT.device)
+            return Positions(*self._model.rope_tables(newest_T))
+        ids_BT, places_BT = document_ids(tokens_BT), positions_in_documents(tokens_BT)
+        rope = self._model.rope_tables(places_BT[:, None, -1:])
+        return Positions(*rope, (ids_BT == ids_BT[:, -1:])[:, None, None])
 
 
 class _Cache:

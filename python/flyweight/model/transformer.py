@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flyweight.model.attention import Positions, document_mask, positions_in_documents
 from flyweight.model.blocks import Block, Extend, rms_norm, scaled
 from flyweight.model.config import ModelConfig
+from flyweight.model.cross_entropy import softcapped_cross_entropy
 from flyweight.model.embeddings import BigramHash, SmearGate, ValueEmbedding
 
 __all__ = ["Transformer"]
@@ -93,14 +95,14 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, *, recur: bool = True) -> Tensor:
         """Normalized input of the output head, (B, T, D); for ``recur`` see :meth:`loss`."""
-        rope = self.rope_tables(tokens_BT.shape[1])
+        rope = self.positions(tokens_BT)
         return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope, recur=recur)
 
     def run_blocks(
         self,
         x_BTD: Tensor,
         tokens_BT: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Positions,
         extends: Sequence[Extend] | None = None,
         *,
         recur: bool = True,
@@ -110,7 +112,7 @@ class Transformer(nn.Module):
         Parameters
         ----------
         x_BTD : what :meth:`embed` gave for the tokens
-        rope : cosines and sines (T, R) of the tokens' positions
+        rope : where the tokens stand
         extends : by step of ``layer_order``, keys and values of the positions before; with them T
             must be 1
         recur : see :meth:`loss`
@@ -163,9 +165,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Soft-capped logits (B, T, V) float32 of what :meth:`hidden` gave."""
-        head_VD = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        logits_BTV = nn.functional.linear(hidden_BTD, head_VD).float()
-        cap = self.config.softcap
+        logits_BTV, cap = self._raw_logits(hidden_BTD).float(), self.config.softcap
         return cap * torch.tanh(logits_BTV / cap) if cap else logits_BTV
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, recur: bool = True) -> Tensor:
@@ -176,12 +176,22 @@ class Transformer(nn.Module):
         recur : False runs every block once, as training does before recurrence starts; the model
             as it is scored, calibrated and generated from always recurs
         """
-        logits_BTV = self.logits(self.hidden(tokens_BT, recur=recur))
-        return nn.functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        logits_BTV = self._raw_logits(self.hidden(tokens_BT, recur=recur))
+        return softcapped_cross_entropy(logits_BTV, targets_BT, self.config.softcap)
 
-    def rope_tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (length, R) of the rotary angles."""
-        frequencies_R = self.get_buffer("rope_frequencies")
-        positions_T = torch.arange(length, device=frequencies_R.device)
-        angles_TR = positions_T[:, None] * frequencies_R
-        return angles_TR.cos(), angles_TR.sin()
+    def _raw_logits(self, hidden_BTD: Tensor) -> Tensor:
+        head_VD = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+        return nn.functional.linear(hidden_BTD, head_VD)
+
+    def positions(self, tokens_BT: Tensor) -> Positions:
+        """Where the tokens of whole rows stand."""
+        if not self.config.document_mask:
+            columns_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            return Positions(*self.rope_tables(columns_T))
+        rope = self.rope_tables(positions_in_documents(tokens_BT)[:, None])
+        return Positions(*rope, document_mask(tokens_BT))
+
+    def rope_tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., R) of the rotary angles at positions (...) int64."""
+        angles = positions[..., None] * self.get_buffer("rope_frequencies")
+        return angles.cos(), angles.sin()

@@ -25,6 +25,8 @@ MODULES = (
     "flyweight.data.byte_counts",
     "flyweight.model.config",
     "flyweight.model.embeddings",
+    "flyweight.model.attention",
+    "flyweight.model.cross_entropy",
     "flyweight.model.blocks",
     "flyweight.model.transformer",
     "flyweight.evaluate.config",
