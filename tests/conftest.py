@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 # Models are tiny here: a second thread only waits, and stalls everything where cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without a GPU, Triton kernels run in the interpreter; what asks for it is read when Triton
+# is imported, which torch does at times.
+if find_spec("triton") is not None and find_spec("torch") is not None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Machines are shared and slow at times: time is bounded by pytest-timeout, not by each example.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

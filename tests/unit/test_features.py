@@ -21,7 +21,7 @@ from plain_model import (
 torch = pytest.importorskip("torch")
 
 from flyweight.model.attention import Positions  # noqa: E402
-from flyweight.model.blocks import Attention, rotate, without_own_value  # noqa: E402
+from flyweight.model.blocks import Attention, exclude_own_value, norm_rotate  # noqa: E402
 from flyweight.model.embeddings import SmearGate, bigram_ids  # noqa: E402
 from flyweight.model.generate import Continuation, generate  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
@@ -144,7 +144,7 @@ def test_exclusive_attention_leaves_nothing_along_the_own_value() -> None:
     y_BHTK = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
     v_BGTK = torch.randn(2, 2, 5, 6, generator=generator, dtype=torch.float64)
     v_BGTK[0, 0, 3] = 0  # has no direction
-    found = without_own_value(y_BHTK, v_BGTK)
+    found = exclude_own_value(y_BHTK.transpose(1, 2), v_BGTK.transpose(1, 2)).transpose(1, 2)
     for b in range(2):
         for h in range(4):
             own = v_BGTK[b, h // 2].numpy()
@@ -173,13 +173,15 @@ def test_rotation_has_the_stretched_base() -> None:
         rope_train_length=1024,
     )
     model = Transformer(base)
-    cos, sin = model.rope_tables(torch.arange(2048))
+    cos, sin = model.rope_tables(2048)
     head = np.random.default_rng(0).normal(size=(2048, 64))
-    found = rotate(torch.tensor(head)[None, None], cos.double(), sin.double())[0, 0].numpy()
+    head /= np.sqrt((head**2).mean(1, keepdims=True))
+    heads_BTNK = torch.tensor(head)[None, :, None]
+    found = norm_rotate(heads_BTNK, cos.double(), sin.double(), None)[0, :, 0].numpy()
     few = [0, 1, 2, 700, 2047]
     expected = turn(head[: few[-1] + 1], 16, 22_081.8)
     np.testing.assert_allclose(found[few], expected[few], atol=2e-3)  # angles are float32
-    assert np.array_equal(found[:, 16:], head[:, 16:])
+    np.testing.assert_allclose(found[:, 16:], head[:, 16:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mask", [True, False])
@@ -214,7 +216,7 @@ def test_gates_start_nearly_open() -> None:
     with torch.no_grad():
         for one in (attention, is_open.blocks[2].attn):
             one.proj.weight.copy_(torch.eye(24))
-        rope = closed.positions(torch.full((1, 5), 7))
+        rope = Positions(*closed.rope_tables(5))
         ratio = attention(x, rope)[0] / is_open.blocks[2].attn(x, rope)[0]
     np.testing.assert_allclose(ratio, sigmoid(np.float64(4)), rtol=1e-4)
 

@@ -40,7 +40,7 @@ class Positions(NamedTuple):
     """Where tokens stand: what attention knows of them besides their queries, keys and values."""
 
     cos: Tensor
-    """Cosines of the rotary angles, (T, R), or (B, 1, T, R) where rows differ."""
+    """Cosines of the rotary angles, (T, R), or (B, T, R) where rows differ."""
     sin: Tensor
     """Their sines."""
     documents: Documents | None = None

@@ -7,6 +7,7 @@ R half of rope_dims, C width of the values (G times K), S positions in a cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ __all__ = ["Block", "Extend", "rms_norm", "scaled"]
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes keys and values (B, G, T, K) of new positions, gives those of all positions so far."""
 
-_NORM_EPS = 2.0**-23  # that of float32, whatever the dtype: the default differs between versions
+NORM_EPS = 2.0**-23  # that of float32, whatever the dtype: the default differs between versions
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last axis, which has no learned weight here."""
-    return nn.functional.rms_norm(x, x.shape[-1:], eps=_NORM_EPS).to(x.dtype)
+    return nn.functional.rms_norm(x, x.shape[-1:], eps=NORM_EPS).to(x.dtype)
 
 
 def scaled(x: Tensor, scale: Tensor | float | None) -> Tensor:
@@ -34,20 +35,50 @@ def scaled(x: Tensor, scale: Tensor | float | None) -> Tensor:
     return x * (scale.to(x.dtype) if isinstance(scale, Tensor) else scale)
 
 
-def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Turn the first 2R dimensions of each head, pairs (i, i + R); the others stay."""
-    half = cos_TR.shape[-1]
-    a, b, rest = torch.split(x_BHTK, [half, half, x_BHTK.shape[-1] - 2 * half], dim=-1)
-    return torch.cat((a * cos_TR + b * sin_TR, b * cos_TR - a * sin_TR, rest), dim=-1)
+def add_norm(
+    x_BTD: Tensor, y_BTD: Tensor, a_D: Tensor | None, b_D: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """``a x + b y``, and that normalized and scaled; None is 1."""
+    sum_BTD = scaled(x_BTD, a_D) + scaled(y_BTD, b_D)
+    return sum_BTD, scaled(rms_norm(sum_BTD), scale)
 
 
-def without_own_value(y_BHTK: Tensor, v_BGTK: Tensor) -> Tensor:
+def norm_rotate(x_BTNK: Tensor, cos: Tensor, sin: Tensor, gain_N: Tensor | None) -> Tensor:
+    """Normalize each head, turn its first 2R dimensions, pairs (i, i + R), and scale it.
+
+    Parameters
+    ----------
+    cos, sin : (T, R), or (B, T, R) where positions differ between sequences
+    """
+    cos, sin = (table.to(x_BTNK.dtype).unsqueeze(-2) for table in (cos, sin))
+    half = cos.shape[-1]
+    sizes = [half, half, x_BTNK.shape[-1] - 2 * half]
+    a, b, rest = torch.split(rms_norm(x_BTNK), sizes, dim=-1)
+    turned_BTNK = torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
+    return scaled(turned_BTNK, None if gain_N is None else gain_N[:, None])
+
+
+def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     """Take from each head's output its part along the value of the same position (XSA)."""
-    unit_BGTK = nn.functional.normalize(v_BGTK, dim=-1).to(y_BHTK.dtype)
-    unit_BGxTK = unit_BGTK.unsqueeze(2)
-    y_BGxTK = y_BHTK.view(*v_BGTK.shape[:2], -1, *y_BHTK.shape[2:])
-    along = (y_BGxTK * unit_BGxTK).sum(-1, keepdim=True)
-    return (y_BGxTK - along * unit_BGxTK).flatten(1, 2)
+    unit_BTG1K = nn.functional.normalize(v_BTGK, dim=-1).to(y_BTHK.dtype).unsqueeze(3)
+    y_BTGxK = torch.unflatten(y_BTHK, 2, (v_BTGK.shape[2], -1))
+    along = (y_BTGxK * unit_BTG1K).sum(-1, keepdim=True)
+    return (y_BTGxK - along * unit_BTG1K).flatten(2, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """What surrounds the matrix products of a block; training on CUDA takes faster ones."""
+
+    add_norm: Callable[..., tuple[Tensor, Tensor]]
+    """As :func:`add_norm`."""
+    norm_rotate: Callable[..., Tensor]
+    """As :func:`norm_rotate`."""
+    exclude_own_value: Callable[..., Tensor]
+    """As :func:`exclude_own_value`."""
+
+
+PLAIN = Operations(add_norm=add_norm, norm_rotate=norm_rotate, exclude_own_value=exclude_own_value)
 
 
 class Attention(nn.Module):
@@ -55,6 +86,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.operations = PLAIN
         self.is_exclusive = layer >= config.num_layers - config.xsa_layers
         self.adds_behind = config.ve_own_proj
         self.head_dim = config.head_dim
@@ -86,17 +118,18 @@ class Attention(nn.Module):
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
         """
-        cos_TR, sin_TR = (table.to(x_BTD.dtype) for table in rope[:2])
-        q_BHTK = rotate(rms_norm(self._heads(self.c_q(x_BTD))), cos_TR, sin_TR)
-        k_BGTK = rotate(rms_norm(self._heads(self.c_k(x_BTD))), cos_TR, sin_TR)
+        q_BTHK, k_BTGK = self._heads(self.c_q(x_BTD)), self._heads(self.c_k(x_BTD))
+        q_BTHK = self.operations.norm_rotate(q_BTHK, rope.cos, rope.sin, self.q_gain)
+        k_BTGK = self.operations.norm_rotate(k_BTGK, rope.cos, rope.sin, None)
         v_BTC, raw_BTC = self._values(x_BTD, first_BTC, value_BTC)
-        v_BGTK = self._heads(v_BTC)
-        q_BHTK = scaled(q_BHTK, self.q_gain[:, None, None])
-        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if extend is None else extend(k_BGTK, v_BGTK)
+        v_BTGK = self._heads(v_BTC)
+        q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+        if extend is not None:
+            k_BGSK, v_BGSK = extend(k_BGSK, v_BGSK)
         y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, documents=rope.documents)
-        if self.is_exclusive:
-            y_BHTK = without_own_value(y_BHTK, v_BGTK)
         y_BTHK = y_BHTK.transpose(1, 2)
+        if self.is_exclusive:
+            y_BTHK = self.operations.exclude_own_value(y_BTHK, v_BTGK)
         if self.gate_weight is not None:
             gate_BTH = nn.functional.linear(x_BTD, self.gate_weight, self.gate_bias)
             y_BTHK = y_BTHK * torch.sigmoid(gate_BTH).to(y_BTHK.dtype).unsqueeze(-1)
@@ -121,7 +154,7 @@ class Attention(nn.Module):
         return v_BTC, raw_BTC
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim).transpose(1, 2)
+        return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim)
 
 
 class MLP(nn.Module):
@@ -149,6 +182,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.operations = PLAIN
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else None
@@ -175,14 +209,17 @@ class Block(nn.Module):
         ----------
         lane_BTD : the stream of the MLPs where it is apart from that of the attentions, else None
         """
-        if self.resid_mix is not None:
-            x_BTD = scaled(x_BTD, self.resid_mix[0]) + scaled(x0_BTD, self.resid_mix[1])
-        normed_BTD = scaled(rms_norm(x_BTD), self.norm_scale)
+        operations, scale = self.operations, self.norm_scale
+        if self.resid_mix is None:
+            normed_BTD = scaled(rms_norm(x_BTD), scale)
+        else:
+            x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, *self.resid_mix, scale)
         attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend)
-        x_BTD = x_BTD + scaled(attended_BTD, self.attn_scale)
         if lane_BTD is None:
-            return self._fed(x_BTD), None, raw_BTC
-        return x_BTD, self._fed(lane_BTD), raw_BTC
-
-    def _fed(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + scaled(self.mlp(scaled(rms_norm(x_BTD), self.norm_scale)), self.mlp_scale)
+            x_BTD, normed_BTD = operations.add_norm(
+                x_BTD, attended_BTD, None, self.attn_scale, scale
+            )
+            return x_BTD + scaled(self.mlp(normed_BTD), self.mlp_scale), None, raw_BTC
+        fed_BTD = self.mlp(scaled(rms_norm(lane_BTD), scale))
+        x_BTD = x_BTD + scaled(attended_BTD, self.attn_scale)
+        return x_BTD, lane_BTD + scaled(fed_BTD, self.mlp_scale), raw_BTC

@@ -35,6 +35,7 @@ class Continuation:
         self._model = model
         device = model.tok_emb.weight.device
         self._tokens_BL = torch.zeros(sequences, length, dtype=torch.int64, device=device)
+        self._rope = model.rope_tables(length)
         self._caches = [_Cache(length) for _ in model.config.layer_order()]
         self._count = 0
 
@@ -73,13 +74,14 @@ class Continuation:
 
     def _newest(self) -> Positions:
         """Where the newest tokens stand, whose documents may have begun at different columns."""
-        tokens_BT = self.tokens
+        tokens_BT, (cos_LR, sin_LR) = self.tokens, self._rope
         if not self._model.config.document_mask:
-            newest_T = torch.arange(self._count - 1, self._count, device=tokens_BT.device)
-            return Positions(*self._model.rope_tables(newest_T))
-        ids_BT, places_BT = document_ids(tokens_BT), positions_in_documents(tokens_BT)
-        rope = self._model.rope_tables(places_BT[:, None, -1:])
-        return Positions(*rope, (ids_BT == ids_BT[:, -1:])[:, None, None])
+            newest = slice(self._count - 1, self._count)
+            return Positions(cos_LR[newest], sin_LR[newest])
+        ids_BT = document_ids(tokens_BT)
+        places_BT = positions_in_documents(tokens_BT)[:, -1:]
+        mask_B11T = (ids_BT == ids_BT[:, -1:])[:, None, None]
+        return Positions(cos_LR[places_BT], sin_LR[places_BT], mask_B11T)
 
 
 class _Cache:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.model.attention import Positions, document_mask, positions_in_documents
-from flyweight.model.blocks import Block, Extend, rms_norm, scaled
+from flyweight.model.blocks import Attention, Block, Extend, Operations, rms_norm, scaled
 from flyweight.model.config import ModelConfig
 from flyweight.model.cross_entropy import softcapped_cross_entropy
 from flyweight.model.embeddings import BigramHash, SmearGate, ValueEmbedding
@@ -49,9 +49,10 @@ class Transformer(nn.Module):
         self.ve_layer_scales = nn.ParameterList(scales)
         tied = config.tied_embeddings
         self.lm_head = None if tied else nn.Linear(config.model_dim, config.vocab_size, bias=False)
-        powers_R = torch.arange(0, config.rope_dims, 2) / max(config.rope_dims, 1)
-        frequencies_R = config.stretched_rope_base**-powers_R
-        self.register_buffer("rope_frequencies", frequencies_R, persistent=False)
+        # Made once: compiled code would take the cosines anew for every head and layer.
+        angles_TR = self._angles(config.seq_len)
+        self.register_buffer("cosines_TR", angles_TR.cos(), persistent=False)
+        self.register_buffer("sines_TR", angles_TR.sin(), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -185,13 +186,27 @@ class Transformer(nn.Module):
 
     def positions(self, tokens_BT: Tensor) -> Positions:
         """Where the tokens of whole rows stand."""
+        cos_TR, sin_TR = self.rope_tables(tokens_BT.shape[1])
         if not self.config.document_mask:
-            columns_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-            return Positions(*self.rope_tables(columns_T))
-        rope = self.rope_tables(positions_in_documents(tokens_BT)[:, None])
-        return Positions(*rope, document_mask(tokens_BT))
+            return Positions(cos_TR, sin_TR)
+        places_BT = positions_in_documents(tokens_BT)
+        return Positions(cos_TR[places_BT], sin_TR[places_BT], document_mask(tokens_BT))
 
-    def rope_tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., R) of the rotary angles at positions (...) int64."""
-        angles = positions[..., None] * self.get_buffer("rope_frequencies")
-        return angles.cos(), angles.sin()
+    def rope_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (length, R) of the rotary angles."""
+        cosines_TR, sines_TR = self.get_buffer("cosines_TR"), self.get_buffer("sines_TR")
+        if length > len(cosines_TR):
+            angles_TR = self._angles(length).to(cosines_TR.device)
+            return angles_TR.cos(), angles_TR.sin()
+        return cosines_TR[:length], sines_TR[:length]
+
+    def _angles(self, length: int) -> Tensor:
+        dims = self.config.rope_dims
+        powers_R = torch.arange(0, dims, 2) / max(dims, 1)
+        return torch.arange(length)[:, None] * self.config.stretched_rope_base**-powers_R
+
+    def use(self, operations: Operations) -> None:
+        """Take these for what surrounds the matrix products of each block."""
+        for module in self.modules():
+            if isinstance(module, (Attention, Block)):
+                module.operations = operations

@@ -1,0 +1,142 @@
+"""Triton kernels against the plain operations, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA only")
+from flyweight.model import blocks, fused
+from flyweight.model.config import ModelConfig
+from flyweight.model.transformer import Transformer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE).requires_grad_()
+
+
+def outputs_and_gradients(operation: Callable[..., Any], inputs: list[Any]) -> list[Tensor]:
+    results = operation(*inputs)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    weights = [drawn(*result.shape, seed=7).detach() for result in results]
+    total = torch.stack([(r * w).sum() for r, w in zip(results, weights, strict=True)]).sum()
+    learned = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    return [*results, *torch.autograd.grad(total, learned)]
+
+
+def check(name: str, inputs: list[Any]) -> None:
+    expected = outputs_and_gradients(getattr(blocks, name), inputs)
+    found = outputs_and_gradients(getattr(fused, name), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize("has_a", [False, True])
+@pytest.mark.parametrize("has_b", [False, True])
+def test_add_norm(width: int, has_a: bool, has_b: bool) -> None:
+    x, y = drawn(3, 7, width), drawn(3, 7, width, seed=1)
+    a = drawn(width) if has_a else None
+    b = drawn(width, seed=1) if has_b else None
+    check("add_norm", [x, y, a, b, 0.5 if has_a else None])
+
+
+def test_add_norm_in_more_rows_than_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_PROGRAMS", 2)
+    check("add_norm", [drawn(5, 5, 64), drawn(5, 5, 64, seed=1), drawn(64), drawn(64, seed=1), 0.7])
+
+
+@pytest.mark.parametrize("heads", [1, 4, 8])
+@pytest.mark.parametrize("rope_dims", [4, 16, 32])
+@pytest.mark.parametrize("has_gain", [False, True])
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_norm_rotate(heads: int, rope_dims: int, has_gain: bool, per_sequence: bool) -> None:
+    shape = (2, 9, rope_dims // 2) if per_sequence else (9, rope_dims // 2)
+    angles = drawn(*shape).detach()
+    gain = drawn(heads) if has_gain else None
+    check("norm_rotate", [drawn(2, 9, heads, 32), angles.cos(), angles.sin(), gain])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_exclude_own_value(groups: int) -> None:
+    check("exclude_own_value", [drawn(2, 9, 4, 32), drawn(2, 9, groups, 32)])
+
+
+def test_a_value_of_zero_takes_nothing_away() -> None:
+    y, v = drawn(1, 3, 2, 32), torch.zeros(1, 3, 2, 32, device=DEVICE)
+    assert torch.equal(fused.exclude_own_value(y, v), y)
+
+
+def test_whole_model_has_the_same_loss_and_gradients() -> None:
+    config = ModelConfig(
+        vocab_size=50,
+        num_layers=3,
+        model_dim=64,
+        num_heads=4,
+        num_kv_heads=2,
+        mlp_hidden=96,
+        seq_len=16,
+        rope_dims=8,
+        resid_mix=True,
+        branch_scales=True,
+        ln_scale=True,
+        unet_skips=True,
+        xsa_layers=2,
+        value_residual=True,
+        gated_attention=True,
+    )
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter.add_(0.05 * noise)
+    model.to(DEVICE)
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    found = {}
+    for operations in (blocks.PLAIN, fused.FUSED):
+        model.use(operations)
+        model.zero_grad()
+        loss = model.loss(tokens, tokens.roll(-1, 1))
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found[operations] = loss.detach(), gradients
+    (loss, gradients), (fused_loss, fused_gradients) = found.values()
+    torch.testing.assert_close(fused_loss, loss, rtol=1e-5, atol=1e-5)
+    assert fused_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["add_norm", "norm_rotate", "exclude_own_value"])
+def test_in_compiled_bfloat16(name: str) -> None:
+    x, y = drawn(4, 128, 512).bfloat16(), drawn(4, 128, 512, seed=1).bfloat16()
+    heads = x.detach().view(4, 128, 8, 64).requires_grad_()
+    angles = drawn(128, 8).detach()
+    arguments: dict[str, list[Any]] = {
+        "add_norm": [x, y, drawn(512), drawn(512, seed=1), 0.5],
+        "norm_rotate": [heads, angles.cos(), angles.sin(), drawn(8)],
+        "exclude_own_value": [heads, y.detach().view(4, 128, 8, 64).requires_grad_()],
+    }
+    inputs = [
+        i.detach().requires_grad_() if isinstance(i, Tensor) and i.requires_grad else i
+        for i in arguments[name]
+    ]
+    wide = [
+        i.detach().float().requires_grad_(i.requires_grad) if isinstance(i, Tensor) else i
+        for i in inputs
+    ]
+    compiled = torch.compile(getattr(fused, name), fullgraph=True)
+    found = outputs_and_gradients(compiled, inputs)
+    for one, other in zip(found, outputs_and_gradients(getattr(blocks, name), wide), strict=True):
+        error = (one.float() - other).norm() / other.norm()
+        assert error < 0.01
