@@ -30,6 +30,20 @@ class OptimConfig:
     """Muon's momentum at step 0; it rises linearly."""
     momentum_warmup_steps: int = 1500
     """Steps until the momentum has its final value; 0 starts there."""
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What Muon keeps its momentum in, and sums gradients of several processes in."""
+    muon: Literal["linears", "blocks", "shapes"] = "linears"
+    """What Muon trains: all ``linears`` but the head; those in ``blocks`` alone, so that
+    projections of lookups train like gains; or by ``shapes``, all that has two axes or more but
+    the token embedding and the head."""
+    orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
+    """How Muon's step gets singular values near 1: one quintic over and over, or the best for each
+    step."""
+    orthogonalize_steps: int = 5
+    """Quintics in it; ``polar-express`` has 5."""
+    row_normalize: Literal["none", "stored", "wide"] = "none"
+    """Rows of the step that get norm 1 beforehand (MuonEq-R): those of the matrix as ``stored``, or
+    those of the ``wide`` matrix, which are the columns of a tall one."""
     embedding_lr: float = 0.035
     """AdamW's learning rate for the token embedding and an untied head."""
     embedding_weight_decay: float = 0.04
@@ -48,6 +62,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("matrix_lr", "embedding_lr", "scalar_lr", "eps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name, choices in (
+            ("momentum_dtype", ("float32", "bfloat16")),
+            ("muon", ("linears", "blocks", "shapes")),
+            ("orthogonalize", ("newton-schulz", "polar-express")),
+            ("row_normalize", ("none", "stored", "wide")),
+        ):
+            _require_one_of(getattr(self, name), name, choices)
+        steps, most = self.orthogonalize_steps, 5 if self.orthogonalize == "polar-express" else 20
+        _require(1 <= steps <= most, "orthogonalize_steps", steps, f"1 to {most}")
         for name in ("momentum", "momentum_start", "beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "from 0 to below 1")
@@ -154,6 +177,10 @@ class TrainConfig:
                 f"batch_sequences={self.batch_sequences} is not a multiple of "
                 f"accumulation_steps={self.accumulation_steps}"
             )
+
+
+def _require_one_of(value: str, name: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, name, value, " or ".join(choices))
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

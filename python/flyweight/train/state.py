@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from flyweight.errors import DataError
 from flyweight.interop import read_safetensors, write_safetensors
@@ -17,7 +17,7 @@ from flyweight.model.checkpoint import load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.train.config import OptimConfig
-from flyweight.train.optim import build_optimizers
+from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state"]
@@ -37,8 +37,10 @@ class TrainState:
 
     model: Transformer
     """The weights being trained, float32."""
-    optimizers: tuple[Optimizer, ...]
-    """Muon and AdamW over them."""
+    muon: Muon
+    """Trains the matrices."""
+    adamw: AdamW
+    """Trains everything else."""
     ema: dict[str, Tensor]
     """Averaged weights by parameter name, float32."""
     step: int = 0
@@ -57,7 +59,8 @@ def new_state(
     model.init_weights(torch.Generator().manual_seed(seed))
     model.to(device)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return TrainState(model=model, optimizers=build_optimizers(model, optim), ema=ema)
+    muon, adamw = build_optimizers(model, optim)
+    return TrainState(model=model, muon=muon, adamw=adamw, ema=ema)
 
 
 def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
@@ -69,10 +72,12 @@ def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     """
     tensors: dict[str, Tensor] = {_MODEL + n: p for n, p in state.model.named_parameters()}
     tensors |= {_EMA + name: average for name, average in state.ema.items()}
-    for optimizer in state.optimizers:
-        for name, parameter in _named(state.model, optimizer):
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"{_OPTIMIZER}{name}.{key}"] = value
+    names = _names(state.model)
+    for parameter, momentum in state.muon.momentum().items():
+        tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
+    for parameter in _parameters(state.adamw):
+        for key, value in state.adamw.state[parameter].items():
+            tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = value
     arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
     arrays[_COUNTERS] = np.array([state.step, state.seconds, state.loss], dtype=np.float64)
     write_safetensors(path, arrays, metadata={"settings": settings})
@@ -96,23 +101,26 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
     for name, average in state.ema.items():
         average.copy_(torch.tensor(arrays[_EMA + name]))
-    for optimizer in state.optimizers:
-        saved = optimizer.state_dict()
-        for index, (name, _) in enumerate(_named(state.model, optimizer)):
-            entries = _under(arrays, f"{_OPTIMIZER}{name}.")
-            if entries:
-                saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
-        optimizer.load_state_dict(saved)
+    names = _names(state.model)
+    momentum = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.momentum()}
+    state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in momentum.items()})
+    saved = state.adamw.state_dict()
+    for index, parameter in enumerate(_parameters(state.adamw)):
+        entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
+        if entries:
+            saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
+    state.adamw.load_state_dict(saved)
     step, state.seconds, state.loss = (float(x) for x in arrays[_COUNTERS])
     state.step = int(step)
 
 
-def _named(model: Transformer, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of an optimizer in its own order, with their names in the model."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
+def _names(model: Transformer) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def _parameters(optimizer: AdamW) -> list[Tensor]:
+    """Parameters of an optimizer in its own order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _under(arrays: Mapping[str, AnyArray], prefix: str) -> dict[str, AnyArray]:

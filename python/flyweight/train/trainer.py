@@ -190,7 +190,7 @@ def _step(
     for tokens in batch.to(device, non_blocking=True).chunk(config.accumulation_steps):
         total += _backward(loss_function, tokens, config.accumulation_steps)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-    for optimizer in state.optimizers:
+    for optimizer in (state.muon, state.adamw):
         optimizer.step()
         optimizer.zero_grad()
     # The average follows quickly at first, or it would remember the initial weights of a short run.
@@ -221,6 +221,8 @@ def _prepare(state: TrainState, config: TrainConfig, losses: Losses) -> float:
     tokens = tokens.to(state.model.tok_emb.weight.device)
     for loss_function in losses.compile(_spent(state, config)):
         float(_backward(loss_function, tokens, 1))  # waits for the device
+    if tokens.is_cuda:  # elsewhere its matrix products are all that takes time
+        state.muon.compile()
     state.model.zero_grad()  # weights and optimizers were not touched
     return time.perf_counter() - started
 
@@ -248,7 +250,7 @@ def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) ->
         start=config.optim.momentum_start,
         end=config.optim.momentum,
     )
-    set_schedule(state.optimizers, scale=scale, momentum=momentum)
+    set_schedule((state.muon, state.adamw), scale=scale, momentum=momentum)
     return scale
 
 
