@@ -143,6 +143,13 @@ class TrainConfig:
     """Steps until the learning rates are at full scale."""
     warmdown_fraction: float = 0.5
     """Last share of the budget over which the learning rates fall linearly to 0."""
+    warmdown_steps: int = 0
+    """Last steps over which they fall, in the place of a share; under a wall-clock budget, as many
+    times the mean duration of the steps so far."""
+    lr_floor: float = 0.0
+    """Least share of the learning rates that the fall leaves."""
+    recur_start_fraction: float = 0.0
+    """Share of the budget after which the model repeats its layers, if it has any to repeat."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient."""
     ema_decay: float = 0.997
@@ -164,10 +171,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_sequences", "accumulation_steps", "log_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_steps", "max_seconds", "warmup_steps", "checkpoint_seconds"):
+        for name in (
+            *("max_steps", "max_seconds", "warmup_steps", "warmdown_steps"),
+            "checkpoint_seconds",
+        ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("warmdown_fraction", "ema_decay"):
+        for name in ("warmdown_fraction", "lr_floor", "ema_decay"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        start = self.recur_start_fraction
+        _require(0 <= start < 1, "recur_start_fraction", start, "from 0 to below 1")
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
         if not (self.max_steps or self.max_seconds):

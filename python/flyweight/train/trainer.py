@@ -26,7 +26,7 @@ from flyweight.train.data import TokenStream
 from flyweight.train.losses import Losses, LossFunction
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
-from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp
+from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
 from flyweight.train.state import TrainState, load_state, new_state, save_state
 
 __all__ = ["TrainResult", "pick_device", "train"]
@@ -238,11 +238,17 @@ def _tokens(state: TrainState, config: TrainConfig) -> int:
 
 
 def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) -> float:
+    left = steps_left(
+        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
+    )
     scale = learning_rate_scale(
         state.step,
         spent,
+        left,
         warmup_steps=config.warmup_steps,
         warmdown_fraction=config.warmdown_fraction,
+        warmdown_steps=config.warmdown_steps,
+        floor=config.lr_floor,
     )
     momentum = linear_ramp(
         state.step,
