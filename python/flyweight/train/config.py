@@ -152,8 +152,15 @@ class TrainConfig:
     """Share of the budget after which the model repeats its layers, if it has any to repeat."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient."""
+    average: Literal["ema", "swa", "hma", "none"] = "ema"
+    """What is exported: an exponential moving average of the weights, the mean of snapshots from
+    the end, a Hull moving average, or the last weights."""
     ema_decay: float = 0.997
-    """Decay per step of the averaged weights, which are what is exported; 0 exports the last."""
+    """Decay per step of ``ema``, and of the slow average of ``hma``."""
+    swa_steps: int = 50
+    """Steps between snapshots of ``swa``."""
+    swa_below: float = 0.2
+    """They are taken while the learning rates are below this share of the full ones."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; CUDA computes in bfloat16, the CPU in float32."""
     compile: bool = False
@@ -169,15 +176,19 @@ class TrainConfig:
     """Quantization-aware training; without it nothing is added."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_sequences", "accumulation_steps", "log_steps"):
+        for name in ("batch_sequences", "accumulation_steps", "log_steps", "swa_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             *("max_steps", "max_seconds", "warmup_steps", "warmdown_steps"),
             "checkpoint_seconds",
         ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("warmdown_fraction", "lr_floor", "ema_decay"):
+        for name in ("warmdown_fraction", "lr_floor", "ema_decay", "swa_below"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _require_one_of(self.average, "average", ("ema", "swa", "hma", "none"))
+        if self.average == "hma":
+            decay = self.ema_decay
+            _require(0.5 <= decay < 1, "ema_decay", decay, "from 0.5 to below 1 for average 'hma'")
         start = self.recur_start_fraction
         _require(0 <= start < 1, "recur_start_fraction", start, "from 0 to below 1")
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")

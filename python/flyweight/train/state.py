@@ -16,13 +16,14 @@ from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.checkpoint import load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
-from flyweight.train.config import OptimConfig
+from flyweight.train.averaging import Average, new_average
+from flyweight.train.config import TrainConfig
 from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state"]
 
-_MODEL, _EMA, _OPTIMIZER, _COUNTERS = "model.", "ema.", "optimizer.", "counters"
+_MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,8 +42,8 @@ class TrainState:
     """Trains the matrices."""
     adamw: AdamW
     """Trains everything else."""
-    ema: dict[str, Tensor]
-    """Averaged weights by parameter name, float32."""
+    average: Average
+    """What is exported instead of the last weights."""
     step: int = 0
     """Optimizer steps done."""
     seconds: float = 0.0
@@ -52,15 +53,15 @@ class TrainState:
 
 
 def new_state(
-    model_config: ModelConfig, optim: OptimConfig, *, device: torch.device, seed: int
+    model_config: ModelConfig, config: TrainConfig, *, device: torch.device, seed: int
 ) -> TrainState:
     """The start of a run; initial weights are drawn on the CPU, so the device does not matter."""
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(seed))
     model.to(device)
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    muon, adamw = build_optimizers(model, optim)
-    return TrainState(model=model, muon=muon, adamw=adamw, ema=ema)
+    muon, adamw = build_optimizers(model, config.optim)
+    average = new_average(config, dict(model.named_parameters()))
+    return TrainState(model=model, muon=muon, adamw=adamw, average=average)
 
 
 def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
@@ -71,7 +72,7 @@ def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     settings : describes the run; :func:`load_state` refuses a state of another run
     """
     tensors: dict[str, Tensor] = {_MODEL + n: p for n, p in state.model.named_parameters()}
-    tensors |= {_EMA + name: average for name, average in state.ema.items()}
+    tensors |= {_AVERAGE + name: value for name, value in state.average.state().items()}
     names = _names(state.model)
     for parameter, momentum in state.muon.momentum().items():
         tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
@@ -99,8 +100,8 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
             "use another folder, or delete this file to start again"
         )
     load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
-    for name, average in state.ema.items():
-        average.copy_(torch.tensor(arrays[_EMA + name]))
+    for name, value in state.average.state().items():
+        value.copy_(torch.tensor(arrays[_AVERAGE + name]))
     names = _names(state.model)
     momentum = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.momentum()}
     state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in momentum.items()})

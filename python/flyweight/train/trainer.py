@@ -112,7 +112,7 @@ def train(
         vocab_size=model_config.vocab_size,
         shuffle_seed=seed if config.shuffle else None,
     )
-    state = new_state(model_config, config.optim, device=pick_device(config.device), seed=seed)
+    state = new_state(model_config, config, device=pick_device(config.device), seed=seed)
     settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
@@ -133,7 +133,7 @@ def train(
             monitor.last_checkpoint = f"{state_path} holds step {state.step}"
 
         _loop(state, config, stream, losses, monitor, save)
-    save_model(out / "model.safetensors", model_config, state.ema)
+    save_model(out / "model.safetensors", model_config, state.average.weights())
     return _result(state, config, out, compile_seconds)
 
 
@@ -151,7 +151,7 @@ def _loop(
     with _sigint_noted() as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
-            metrics = _step(state, config, stream, losses.pick(spent))
+            metrics = _step(state, config, stream, losses.pick(spent), scale)
             monitor.look()  # waits for the step before: the device has this one to go on with
             now = time.perf_counter()
             state.step += 1
@@ -179,7 +179,11 @@ def _loop(
 
 
 def _step(
-    state: TrainState, config: TrainConfig, stream: TokenStream, loss_function: LossFunction
+    state: TrainState,
+    config: TrainConfig,
+    stream: TokenStream,
+    loss_function: LossFunction,
+    lr_scale: float,
 ) -> Tensor:
     """One optimizer step; returns mean loss and gradient norm, still on the device."""
     device = state.model.tok_emb.weight.device
@@ -193,10 +197,7 @@ def _step(
     for optimizer in (state.muon, state.adamw):
         optimizer.step()
         optimizer.zero_grad()
-    # The average follows quickly at first, or it would remember the initial weights of a short run.
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    weights = [parameter.detach() for parameter in state.model.parameters()]
-    torch._foreach_lerp_(list(state.ema.values()), weights, 1 - decay)
+    state.average.update(step=state.step + 1, lr_scale=lr_scale)
     return torch.stack((total, norm))
 
 
