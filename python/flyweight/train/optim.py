@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from flyweight.model.transformer import Transformer
 from flyweight.train.config import OptimConfig
+from flyweight.train.distributed import Flying, World
 from flyweight.train.orthogonalize import orthogonalize
 
 __all__ = ["Muon", "build_optimizers", "set_schedule"]
@@ -28,7 +29,11 @@ class _Stack:
 
     weights: list[Tensor]
     momentum: Tensor
-    """(n, rows, cols)."""
+    """(share, rows, cols): of the matrices that this process updates; behind the last, zeros."""
+    gradient: Flying | None = None
+    """Like the momentum; None where there is none."""
+    step: Flying | None = None
+    """Directions of all matrices, (at least n, rows, cols); None where there is none."""
 
 
 class Muon(Optimizer):
@@ -39,12 +44,17 @@ class Muon(Optimizer):
     params : matrices, on the device where they stay
     direction : makes a stack (n, rows, cols) orthogonal
     momentum_dtype : of the momentum and of the gradients that enter it
+    world : processes that share the work; each keeps the momentum of its share of each stack
 
     Notes
     -----
     ``m = momentum m + g``, then ``w = (1 - lr decay) w - lr sqrt(max(1, rows / cols)) O`` with
     ``O = orthogonalize(g + momentum m)``. Matrices of one shape go through it as one stack; those
     of a stack without any gradient stay as they are.
+
+    Gradients are reduced and scattered, biggest stack first; each process advances its share; the
+    directions are gathered. Between the three there is time for other work: :meth:`step` does them
+    in one go.
     """
 
     def __init__(
@@ -56,11 +66,14 @@ class Muon(Optimizer):
         weight_decay: float,
         direction: Callable[[Tensor], Tensor] = orthogonalize,
         momentum_dtype: torch.dtype = torch.float32,
+        world: World | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._direction = direction
         self._advance = _advance
-        self._stacks = _stacks(self.param_groups[0]["params"], momentum_dtype)
+        weights = self.param_groups[0]["params"]
+        self._world = World(device=weights[0].device) if world is None else world
+        self._stacks = _stacks(weights, momentum_dtype, self._world.size)
 
     @torch.no_grad()
     def compile(self) -> None:
@@ -74,29 +87,74 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update of every stack that has a gradient; a closure is not used."""
-        group = self.param_groups[0]
-        momentum = self._tensor(group["momentum"])
+        self.scatter_gradients()
+        self.advance()
+        self.apply()
+
+    @torch.no_grad()
+    def scatter_gradients(self) -> None:
+        """Move the gradients out of the parameters; each process gets the mean of its share."""
         for stack in self._stacks:
-            gradient = _packed(stack)
-            if gradient is None:
+            packed = _packed(stack, len(stack.momentum) * self._world.size)
+            if packed is not None:
+                stack.gradient = self._world.scatter_mean(packed)
+
+    @torch.no_grad()
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares, () float32, of this process's share of the scattered gradients."""
+        found = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
+        return torch.stack(found).square().sum() if found else self._tensor(0.0)
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply the scattered gradients."""
+        for gradient in self._gradients():
+            gradient.mul_(factor)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take the scattered gradients into the momentum, and send the directions on their way."""
+        momentum = self._tensor(self.param_groups[0]["momentum"])
+        for stack in self._stacks:
+            if stack.gradient is not None:
+                gradient = stack.gradient.land()
+                found = self._advance(self._direction, gradient, stack.momentum, momentum)
+                stack.gradient = None
+                stack.step = self._world.gather(found)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Change the weights."""
+        group = self.param_groups[0]
+        for stack in self._stacks:
+            if stack.step is None:
                 continue
-            directions = self._advance(self._direction, gradient, stack.momentum, momentum)
+            directions = stack.step.land()[: len(stack.weights)].float()
+            stack.step = None
             rows, cols = directions.shape[1:]
             torch._foreach_mul_(stack.weights, 1 - group["lr"] * group["weight_decay"])
             step_size = group["lr"] * max(1.0, rows / cols) ** 0.5
-            torch._foreach_add_(stack.weights, directions.float().unbind(), alpha=-step_size)
+            torch._foreach_add_(stack.weights, directions.unbind(), alpha=-step_size)
 
     def momentum(self) -> dict[Tensor, Tensor]:
-        """The momentum of each parameter, in the dtype it is kept in."""
-        pairs = [zip(stack.weights, stack.momentum, strict=True) for stack in self._stacks]
-        return {weight: momentum for stack in pairs for weight, momentum in stack}
+        """The momentum of each parameter; every process must ask for it at the same time."""
+        gathered = [self._world.gather(stack.momentum).land() for stack in self._stacks]
+        return {
+            weight: momentum
+            for stack, all_momentum in zip(self._stacks, gathered, strict=True)
+            for weight, momentum in zip(stack.weights, all_momentum, strict=False)
+        }
 
     @torch.no_grad()
-    def load_momentum(self, values: dict[Tensor, Tensor]) -> None:
-        """Take over what :meth:`momentum` gave."""
+    def load_momentum(self, values: Mapping[Tensor, Tensor]) -> None:
+        """Take this process's share of what :meth:`momentum` gave."""
         for stack in self._stacks:
-            for weight, momentum in zip(stack.weights, stack.momentum, strict=True):
+            own = stack.weights[self._world.share(len(stack.momentum) * self._world.size)]
+            for weight, momentum in zip(own, stack.momentum, strict=False):
                 momentum.copy_(values[weight])
+
+    def _gradients(self) -> list[Tensor]:
+        return [stack.gradient.land() for stack in self._stacks if stack.gradient is not None]
 
     def _tensor(self, value: float) -> Tensor:
         """A number that a compiled graph takes as an input: as a float it would be a constant."""
@@ -112,7 +170,7 @@ def _advance(
     return direction(gradient + factor * momentum)
 
 
-def _stacks(params: Iterable[Tensor], dtype: torch.dtype) -> list[_Stack]:
+def _stacks(params: Iterable[Tensor], dtype: torch.dtype, processes: int) -> list[_Stack]:
     """By shape, biggest first."""
     by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
     for weight in params:
@@ -122,26 +180,32 @@ def _stacks(params: Iterable[Tensor], dtype: torch.dtype) -> list[_Stack]:
         _Stack(
             weights=weights,
             momentum=torch.zeros(
-                len(weights), *weights[0].shape, dtype=dtype, device=weights[0].device
+                -(-len(weights) // processes),
+                *weights[0].shape,
+                dtype=dtype,
+                device=weights[0].device,
             ),
         )
         for weights in groups
     ]
 
 
-def _packed(stack: _Stack) -> Tensor | None:
-    """The gradients of a stack as one tensor like its momentum; None if there is none."""
+def _packed(stack: _Stack, length: int) -> Tensor | None:
+    """The gradients of a stack, moved into one tensor with zeros at its end; None without any."""
     gradients = [weight.grad for weight in stack.weights]
     if all(gradient is None for gradient in gradients):
         return None
-    found = [
-        torch.zeros_like(weight) if gradient is None else gradient
-        for weight, gradient in zip(stack.weights, gradients, strict=True)
-    ]
+    zeros = torch.zeros_like(stack.weights[0])
+    found = [zeros if gradient is None else gradient for gradient in gradients]
+    found += [zeros] * (length - len(found))
+    for weight in stack.weights:
+        weight.grad = None
     return torch.stack(found).to(stack.momentum.dtype)
 
 
-def build_optimizers(model: Transformer, config: OptimConfig) -> tuple[Muon, AdamW]:
+def build_optimizers(
+    model: Transformer, config: OptimConfig, world: World | None = None
+) -> tuple[Muon, AdamW]:
     """Muon over the matrices that the config names, AdamW over all else.
 
     Notes
@@ -168,6 +232,7 @@ def build_optimizers(model: Transformer, config: OptimConfig) -> tuple[Muon, Ada
             row_norm=config.row_normalize,
         ),
         momentum_dtype=getattr(torch, config.momentum_dtype),
+        world=world,
     )
     groups = [
         {

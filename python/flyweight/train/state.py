@@ -18,6 +18,7 @@ from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.train.averaging import Average, new_average
 from flyweight.train.config import TrainConfig
+from flyweight.train.distributed import World
 from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
@@ -53,28 +54,35 @@ class TrainState:
 
 
 def new_state(
-    model_config: ModelConfig, config: TrainConfig, *, device: torch.device, seed: int
+    model_config: ModelConfig, config: TrainConfig, *, seed: int, world: World
 ) -> TrainState:
     """The start of a run; initial weights are drawn on the CPU, so the device does not matter."""
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    model.to(device)
-    muon, adamw = build_optimizers(model, config.optim)
+    model.to(world.device)
+    muon, adamw = build_optimizers(model, config.optim, world)
     average = new_average(config, dict(model.named_parameters()))
     return TrainState(model=model, muon=muon, adamw=adamw, average=average)
 
 
-def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: TrainState, *, settings: str, world: World
+) -> None:
     """Write the state, atomically.
 
     Parameters
     ----------
     settings : describes the run; :func:`load_state` refuses a state of another run
+    world : all processes must call this at the same time; the first one writes. What it writes
+        does not depend on how many there are
     """
+    all_momentum = state.muon.momentum()
+    if not world.is_first:
+        return
     tensors: dict[str, Tensor] = {_MODEL + n: p for n, p in state.model.named_parameters()}
     tensors |= {_AVERAGE + name: value for name, value in state.average.state().items()}
     names = _names(state.model)
-    for parameter, momentum in state.muon.momentum().items():
+    for parameter, momentum in all_momentum.items():
         tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
     for parameter in _parameters(state.adamw):
         for key, value in state.adamw.state[parameter].items():
@@ -103,8 +111,8 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     for name, value in state.average.state().items():
         value.copy_(torch.tensor(arrays[_AVERAGE + name]))
     names = _names(state.model)
-    momentum = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.momentum()}
-    state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in momentum.items()})
+    keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.param_groups[0]["params"]}
+    state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in keys.items()})
     saved = state.adamw.state_dict()
     for index, parameter in enumerate(_parameters(state.adamw)):
         entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
