@@ -13,6 +13,7 @@ __all__ = [
     "FlyweightError",
     "InvalidArgumentError",
     "MissingDependencyError",
+    "PeerError",
     "RecipeError",
     "UnsupportedError",
 ]
@@ -48,3 +49,7 @@ class RecipeError(FlyweightError, ValueError):
 
 class MissingDependencyError(FlyweightError, ImportError):
     """An optional package is not installed; the message says how to get it."""
+
+
+class PeerError(FlyweightError, RuntimeError):
+    """Another process of a run of several ended, and with it this one."""

@@ -116,6 +116,8 @@ def run_stages(
     DataError
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
+    SystemExit
+        In the processes of torchrun but the first, once they helped to train; it does the rest.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -123,11 +125,15 @@ def run_stages(
     if max_steps is not None or max_seconds is not None:
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
-    folder = Path(out)
+    folder, seed = Path(out), recipe.seed if seed is None else seed
+    if _processes() > 1 and os.environ["RANK"] != "0":
+        if "train" in stages:
+            _assist(recipe, seed, folder, folder / "data" if data is None else Path(data))
+        raise SystemExit
     with locked(folder):
         run = Run(
             recipe=recipe,
-            seed=recipe.seed if seed is None else seed,
+            seed=seed,
             folder=folder,
             data=_prepare_data(recipe, folder, data, report),
             report=report,
@@ -143,19 +149,53 @@ def run_stages(
 
 
 def _train(run: Run) -> dict[str, Any]:
-    from flyweight.train.trainer import train
+    from flyweight.train.distributed import join
 
     _drop_foreign_state(run)
-    result = train(
-        run.recipe.model,
-        run.recipe.train,
-        run.data.folder,
-        run.path("train"),
-        seed=run.seed,
-        quantize=run.recipe.quantize,
-    )
-    facts = asdict(result)
+    with join(run.recipe.train.device) as world:
+        world.agree(True)
+        facts = asdict(_train_with(run.recipe, run.seed, run.folder, run.data.folder, world))
+    facts["processes"] = world.size
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
+
+
+def _train_with(recipe: Recipe, seed: int, folder: Path, data: Path, world: Any) -> Any:
+    from flyweight.train.trainer import train
+
+    return train(
+        recipe.model,
+        recipe.train,
+        data,
+        folder / "train",
+        seed=seed,
+        quantize=recipe.quantize,
+        world=world,
+    )
+
+
+def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
+    """What the other processes do that torchrun started: train with the first one, if it does."""
+    from flyweight.train.distributed import join
+
+    with join(recipe.train.device) as world:
+        (trains,) = world.agree(False)
+        if trains:
+            _train_with(recipe, seed, folder, data, world)
+
+
+def _dismiss(recipe: Recipe) -> None:
+    """Tell the other processes that there is nothing to train."""
+    if _processes() == 1:
+        return
+    from flyweight.train.distributed import join
+
+    with join(recipe.train.device) as world:
+        world.agree(False)
+
+
+def _processes() -> int:
+    """How many torchrun started; looked up here, as most stages do without PyTorch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _drop_foreign_state(run: Run) -> None:
@@ -423,6 +463,8 @@ def _do_stage(run: Run, name: str) -> None:
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
     if _is_done(run, name, key):
+        if name == "train":
+            _dismiss(run.recipe)
         run.report(f"{name}: done before")
         return
     run.report(f"{name} ...")
@@ -517,7 +559,7 @@ def _prepare_data(
 
 def _load_checkpoint(run: Run) -> Any:
     from flyweight.model.checkpoint import load_model
-    from flyweight.train.trainer import pick_device
+    from flyweight.train.distributed import pick_device
 
     model = load_model(run.path(CHECKPOINT))
     return model.to(pick_device(run.recipe.train.device)).eval()
@@ -528,7 +570,7 @@ def _load_artifact(run: Run) -> tuple[Any, str]:
     from flyweight.model.checkpoint import load_weights
     from flyweight.model.config import ModelConfig
     from flyweight.model.transformer import Transformer
-    from flyweight.train.trainer import pick_device
+    from flyweight.train.distributed import pick_device
 
     file = open_fly(run.path(MODEL))
     file.verify()

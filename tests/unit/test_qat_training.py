@@ -83,7 +83,8 @@ def history(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def noted(state: Any, *rest: Any) -> Any:
         metrics = real_step(state, *rest)
         weights = {n: p.detach().clone() for n, p in state.model.named_parameters()}
-        steps.append({"weights": weights, "ema": {n: e.clone() for n, e in state.ema.items()}})
+        average = {n: e.clone() for n, e in state.average.weights().items()}
+        steps.append({"weights": weights, "ema": average})
         return metrics
 
     monkeypatch.setattr(trainer, "_step", noted)

@@ -28,7 +28,8 @@ from flyweight.model.checkpoint import load_model, save_model  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train import trainer  # noqa: E402
 from flyweight.train.data import TokenStream  # noqa: E402
-from flyweight.train.trainer import TrainResult, pick_device, train  # noqa: E402
+from flyweight.train.distributed import pick_device  # noqa: E402
+from flyweight.train.trainer import TrainResult, train  # noqa: E402
 
 MODEL = ModelConfig(
     vocab_size=32,

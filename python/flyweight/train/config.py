@@ -30,6 +30,20 @@ class OptimConfig:
     """Muon's momentum at step 0; it rises linearly."""
     momentum_warmup_steps: int = 1500
     """Steps until the momentum has its final value; 0 starts there."""
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What Muon keeps its momentum in, and sums gradients of several processes in."""
+    muon: Literal["linears", "blocks", "shapes"] = "linears"
+    """What Muon trains: all ``linears`` but the head; those in ``blocks`` alone, so that
+    projections of lookups train like gains; or by ``shapes``, all that has two axes or more but
+    the token embedding and the head."""
+    orthogonalize: Literal["newton-schulz", "polar-express"] = "newton-schulz"
+    """How Muon's step gets singular values near 1: one quintic over and over, or the best for each
+    step."""
+    orthogonalize_steps: int = 5
+    """Quintics in it; ``polar-express`` has 5."""
+    row_normalize: Literal["none", "stored", "wide"] = "none"
+    """Rows of the step that get norm 1 beforehand (MuonEq-R): those of the matrix as ``stored``, or
+    those of the ``wide`` matrix, which are the columns of a tall one."""
     embedding_lr: float = 0.035
     """AdamW's learning rate for the token embedding and an untied head."""
     embedding_weight_decay: float = 0.04
@@ -48,6 +62,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("matrix_lr", "embedding_lr", "scalar_lr", "eps"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name, choices in (
+            ("momentum_dtype", ("float32", "bfloat16")),
+            ("muon", ("linears", "blocks", "shapes")),
+            ("orthogonalize", ("newton-schulz", "polar-express")),
+            ("row_normalize", ("none", "stored", "wide")),
+        ):
+            _require_one_of(getattr(self, name), name, choices)
+        steps, most = self.orthogonalize_steps, 5 if self.orthogonalize == "polar-express" else 20
+        _require(1 <= steps <= most, "orthogonalize_steps", steps, f"1 to {most}")
         for name in ("momentum", "momentum_start", "beta1", "beta2"):
             value = getattr(self, name)
             _require(0 <= value < 1, name, value, "from 0 to below 1")
@@ -120,10 +143,24 @@ class TrainConfig:
     """Steps until the learning rates are at full scale."""
     warmdown_fraction: float = 0.5
     """Last share of the budget over which the learning rates fall linearly to 0."""
+    warmdown_steps: int = 0
+    """Last steps over which they fall, in the place of a share; under a wall-clock budget, as many
+    times the mean duration of the steps so far."""
+    lr_floor: float = 0.0
+    """Least share of the learning rates that the fall leaves."""
+    recur_start_fraction: float = 0.0
+    """Share of the budget after which the model repeats its layers, if it has any to repeat."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient."""
+    average: Literal["ema", "swa", "hma", "none"] = "ema"
+    """What is exported: an exponential moving average of the weights, the mean of snapshots from
+    the end, a Hull moving average, or the last weights."""
     ema_decay: float = 0.997
-    """Decay per step of the averaged weights, which are what is exported; 0 exports the last."""
+    """Decay per step of ``ema``, and of the slow average of ``hma``."""
+    swa_steps: int = 50
+    """Steps between snapshots of ``swa``."""
+    swa_below: float = 0.2
+    """They are taken while the learning rates are below this share of the full ones."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``; CUDA computes in bfloat16, the CPU in float32."""
     compile: bool = False
@@ -139,12 +176,21 @@ class TrainConfig:
     """Quantization-aware training; without it nothing is added."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_sequences", "accumulation_steps", "log_steps"):
+        for name in ("batch_sequences", "accumulation_steps", "log_steps", "swa_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_steps", "max_seconds", "warmup_steps", "checkpoint_seconds"):
+        for name in (
+            *("max_steps", "max_seconds", "warmup_steps", "warmdown_steps"),
+            "checkpoint_seconds",
+        ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("warmdown_fraction", "ema_decay"):
+        for name in ("warmdown_fraction", "lr_floor", "ema_decay", "swa_below"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _require_one_of(self.average, "average", ("ema", "swa", "hma", "none"))
+        if self.average == "hma":
+            decay = self.ema_decay
+            _require(0.5 <= decay < 1, "ema_decay", decay, "from 0.5 to below 1 for average 'hma'")
+        start = self.recur_start_fraction
+        _require(0 <= start < 1, "recur_start_fraction", start, "from 0 to below 1")
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
         if not (self.max_steps or self.max_seconds):
@@ -154,6 +200,10 @@ class TrainConfig:
                 f"batch_sequences={self.batch_sequences} is not a multiple of "
                 f"accumulation_steps={self.accumulation_steps}"
             )
+
+
+def _require_one_of(value: str, name: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, name, value, " or ".join(choices))
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["budget_spent", "learning_rate_scale", "linear_ramp", "rounding_hardness"]
+import math
+
+__all__ = [
+    "budget_spent",
+    "learning_rate_scale",
+    "linear_ramp",
+    "rounding_hardness",
+    "steps_left",
+]
 
 
 def budget_spent(step: int, seconds: float, *, max_steps: int, max_seconds: float) -> float:
@@ -21,24 +29,55 @@ def budget_spent(step: int, seconds: float, *, max_steps: int, max_seconds: floa
     return max(by_steps, by_seconds)
 
 
+def steps_left(step: int, seconds: float, *, max_steps: int, max_seconds: float) -> float:
+    """Steps until the budget is spent, by the mean duration of the ones so far.
+
+    Parameters
+    ----------
+    max_steps, max_seconds : the limits; 0 is no limit
+
+    Returns
+    -------
+    float; with two limits the nearer one counts. It is infinite where there is none, and at step 0,
+    where no duration is known yet.
+    """
+    by_steps = max_steps - step if max_steps else math.inf
+    by_seconds = (max_seconds - seconds) * step / seconds if max_seconds and seconds else math.inf
+    return min(by_steps, by_seconds)
+
+
 def learning_rate_scale(
-    step: int, spent: float, *, warmup_steps: int, warmdown_fraction: float
+    step: int,
+    spent: float,
+    left: float,
+    *,
+    warmup_steps: int,
+    warmdown_fraction: float,
+    warmdown_steps: int,
+    floor: float,
 ) -> float:
-    """Factor on every learning rate: a linear rise by steps, a linear fall to 0 by budget.
+    """Factor on every learning rate: a linear rise by steps, a linear fall by budget to a floor.
 
     Parameters
     ----------
     step : steps done so far; the first step is taken at ``1 / warmup_steps``
     spent : share of the budget that is gone, from :func:`budget_spent`
-    warmdown_fraction : the fall starts at ``1 - warmdown_fraction``
+    left : steps until its end, from :func:`steps_left`
+    warmdown_fraction : the fall starts at ``1 - warmdown_fraction``, if it is not by steps
+    warmdown_steps : the fall starts when as many are left; 0 goes by ``warmdown_fraction``
+    floor : the least that the fall leaves
 
     References
     ----------
-    The wall-clock form is that of pull request #1539 of openai/parameter-golf.
+    Pull requests of openai/parameter-golf: #1539 falls over a share of the wall clock; #578, #585
+    and #1683 over 3500 steps of the mean duration, ``remaining / (3500 * elapsed / step)``.
     """
     rise = (step + 1) / warmup_steps if warmup_steps else 1.0
-    fall = (1.0 - spent) / warmdown_fraction if warmdown_fraction else 1.0
-    return max(0.0, min(1.0, rise, fall))
+    if warmdown_steps:
+        fall = left / warmdown_steps
+    else:
+        fall = (1.0 - spent) / warmdown_fraction if warmdown_fraction else 1.0
+    return max(0.0, min(1.0, rise, max(floor, fall)))
 
 
 def linear_ramp(step: int, *, steps: int, start: float, end: float) -> float:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from flyweight.errors import DataError
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.checkpoint import load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
-from flyweight.train.config import OptimConfig
-from flyweight.train.optim import build_optimizers
+from flyweight.train.averaging import Average, new_average
+from flyweight.train.config import TrainConfig
+from flyweight.train.distributed import World
+from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state"]
 
-_MODEL, _EMA, _OPTIMIZER, _COUNTERS = "model.", "ema.", "optimizer.", "counters"
+_MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,10 +39,12 @@ class TrainState:
 
     model: Transformer
     """The weights being trained, float32."""
-    optimizers: tuple[Optimizer, ...]
-    """Muon and AdamW over them."""
-    ema: dict[str, Tensor]
-    """Averaged weights by parameter name, float32."""
+    muon: Muon
+    """Trains the matrices."""
+    adamw: AdamW
+    """Trains everything else."""
+    average: Average
+    """What is exported instead of the last weights."""
     step: int = 0
     """Optimizer steps done."""
     seconds: float = 0.0
@@ -50,29 +54,39 @@ class TrainState:
 
 
 def new_state(
-    model_config: ModelConfig, optim: OptimConfig, *, device: torch.device, seed: int
+    model_config: ModelConfig, config: TrainConfig, *, seed: int, world: World
 ) -> TrainState:
     """The start of a run; initial weights are drawn on the CPU, so the device does not matter."""
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    model.to(device)
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return TrainState(model=model, optimizers=build_optimizers(model, optim), ema=ema)
+    model.to(world.device)
+    muon, adamw = build_optimizers(model, config.optim, world)
+    average = new_average(config, dict(model.named_parameters()))
+    return TrainState(model=model, muon=muon, adamw=adamw, average=average)
 
 
-def save_state(path: str | os.PathLike[str], state: TrainState, *, settings: str) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: TrainState, *, settings: str, world: World
+) -> None:
     """Write the state, atomically.
 
     Parameters
     ----------
     settings : describes the run; :func:`load_state` refuses a state of another run
+    world : all processes must call this at the same time; the first one writes. What it writes
+        does not depend on how many there are
     """
+    all_momentum = state.muon.momentum()
+    if not world.is_first:
+        return
     tensors: dict[str, Tensor] = {_MODEL + n: p for n, p in state.model.named_parameters()}
-    tensors |= {_EMA + name: average for name, average in state.ema.items()}
-    for optimizer in state.optimizers:
-        for name, parameter in _named(state.model, optimizer):
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"{_OPTIMIZER}{name}.{key}"] = value
+    tensors |= {_AVERAGE + name: value for name, value in state.average.state().items()}
+    names = _names(state.model)
+    for parameter, momentum in all_momentum.items():
+        tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
+    for parameter in _parameters(state.adamw):
+        for key, value in state.adamw.state[parameter].items():
+            tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = value
     arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
     arrays[_COUNTERS] = np.array([state.step, state.seconds, state.loss], dtype=np.float64)
     write_safetensors(path, arrays, metadata={"settings": settings})
@@ -94,25 +108,28 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
             "use another folder, or delete this file to start again"
         )
     load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
-    for name, average in state.ema.items():
-        average.copy_(torch.tensor(arrays[_EMA + name]))
-    for optimizer in state.optimizers:
-        saved = optimizer.state_dict()
-        for index, (name, _) in enumerate(_named(state.model, optimizer)):
-            entries = _under(arrays, f"{_OPTIMIZER}{name}.")
-            if entries:
-                saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
-        optimizer.load_state_dict(saved)
+    for name, value in state.average.state().items():
+        value.copy_(torch.tensor(arrays[_AVERAGE + name]))
+    names = _names(state.model)
+    keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.param_groups[0]["params"]}
+    state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in keys.items()})
+    saved = state.adamw.state_dict()
+    for index, parameter in enumerate(_parameters(state.adamw)):
+        entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
+        if entries:
+            saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
+    state.adamw.load_state_dict(saved)
     step, state.seconds, state.loss = (float(x) for x in arrays[_COUNTERS])
     state.step = int(step)
 
 
-def _named(model: Transformer, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Parameters of an optimizer in its own order, with their names in the model."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
+def _names(model: Transformer) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def _parameters(optimizer: AdamW) -> list[Tensor]:
+    """Parameters of an optimizer in its own order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _under(arrays: Mapping[str, AnyArray], prefix: str) -> dict[str, AnyArray]:

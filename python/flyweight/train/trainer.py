@@ -5,31 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flyweight.errors import InvalidArgumentError
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
+from flyweight.train.distributed import World, pick_device
+from flyweight.train.gradients import passes, reduce_and_clip
+from flyweight.train.interrupt import sigint_noted
 from flyweight.train.losses import Losses, LossFunction
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
-from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp
+from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
 from flyweight.train.state import TrainState, load_state, new_state, save_state
 
-__all__ = ["TrainResult", "pick_device", "train"]
+__all__ = ["TrainResult", "train"]
 
 _FREE_TO_CHANGE = frozenset(
     ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
@@ -74,6 +73,7 @@ def train(
     max_steps: int | None = None,
     max_seconds: float | None = None,
     progress: bool = True,
+    world: World | None = None,
 ) -> TrainResult:
     """Train until the budget is spent, going on from where an earlier call stopped.
 
@@ -85,6 +85,8 @@ def train(
     quantize : what the export will do with the weights, for ``config.qat``
     max_steps, max_seconds : replace the budget of the config where they are given
     progress : show a bar on stderr
+    world : the processes that :func:`~flyweight.train.distributed.join` found, each of which calls
+        this with the same arguments; the first one writes and shows. None is this process alone
 
     Raises
     ------
@@ -92,15 +94,21 @@ def train(
         Shards are missing or do not fit the vocabulary; a state file belongs to another run; the
         loss is not finite any more.
     InvalidArgumentError
-        ``config.qat`` is set, and ``quantize`` is missing or not for it.
+        ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
+        by the processes.
     KeyboardInterrupt
         After SIGINT, once the state is saved.
+    PeerError
+        Another process ended.
 
     Notes
     -----
     On the CPU and with a step budget alone, equal arguments, PyTorch version and number of threads
-    give equal bytes in ``model.safetensors``, however often the run was killed and resumed.
+    give equal bytes in ``model.safetensors``, however often the run was killed and resumed. With
+    another number of processes, sums have another order, and nothing else changes.
     """
+    if world is None:
+        world = World(device=pick_device(config.device))
     config = _with_budget(config, max_steps, max_seconds)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,92 +120,105 @@ def train(
         vocab_size=model_config.vocab_size,
         shuffle_seed=seed if config.shuffle else None,
     )
-    state = new_state(model_config, config.optim, device=pick_device(config.device), seed=seed)
+    state = new_state(model_config, config, seed=seed, world=world)
     settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
     losses = Losses(state.model, config.qat, quantize)
-    compile_seconds = _prepare(state, config, losses)
-    with Monitor(
-        out / "log.jsonl",
-        start_step=state.step,
-        start_loss=state.loss,
-        log_steps=config.log_steps,
-        progress=progress,
-    ) as monitor:
+    parts = passes(config.batch_sequences, config.accumulation_steps, world)
+    job = _Job(config=config, stream=stream, losses=losses, parts=parts, world=world)
+    compile_seconds = _prepare(state, job)
+    world.agree(0.0)  # the clock starts when all are ready
+    with _monitor(out / "log.jsonl", state, job, progress=progress) as monitor:
 
         def save() -> None:
-            monitor.look()  # never save what diverged
-            state.loss = monitor.loss
-            save_state(state_path, state, settings=settings)
-            monitor.last_checkpoint = f"{state_path} holds step {state.step}"
+            if monitor is not None:
+                monitor.look()  # never save what diverged
+                state.loss = monitor.loss
+            save_state(state_path, state, settings=settings, world=world)
+            if monitor is not None:
+                monitor.last_checkpoint = f"{state_path} holds step {state.step}"
 
-        _loop(state, config, stream, losses, monitor, save)
-    save_model(out / "model.safetensors", model_config, state.ema)
+        _loop(state, job, monitor, save)
+    if world.is_first:
+        save_model(out / "model.safetensors", model_config, state.average.weights())
     return _result(state, config, out, compile_seconds)
 
 
-def _loop(
-    state: TrainState,
-    config: TrainConfig,
-    stream: TokenStream,
-    losses: Losses,
-    monitor: Monitor,
-    save: Callable[[], None],
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What stays the same through a run."""
+
+    config: TrainConfig
+    stream: TokenStream
+    losses: Losses
+    parts: int
+    """Forward and backward passes of this process in a step."""
+    world: World
+
+
+def _loop(state: TrainState, job: _Job, monitor: Monitor | None, save: Callable[[], None]) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
+    config, losses = job.config, job.losses
     seconds_before, started = state.seconds, time.perf_counter()
     saved = started
-    with _sigint_noted() as interrupted:
+    with sigint_noted(again_raises=job.world.size == 1) as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
-            metrics = _step(state, config, stream, losses.pick(spent))
-            monitor.look()  # waits for the step before: the device has this one to go on with
+            metrics = _step(state, job, losses.pick(spent), scale)
+            if monitor is not None:
+                monitor.look()  # waits for the step before: the device has this one to go on with
             now = time.perf_counter()
             state.step += 1
-            state.seconds = seconds_before + now - started
-            monitor.record(
-                StepRecord(
-                    step=state.step,
-                    metrics=metrics,
-                    lr=config.optim.matrix_lr * scale,
-                    tokens=_tokens(state, config),
-                    seconds=state.seconds,
-                    spent=_spent(state, config),
-                    qat=losses.hardness,
-                )
+            # The first process decides for all, or they would wait for each other.
+            state.seconds, is_interrupted, is_due = job.world.agree(
+                seconds_before + now - started,
+                interrupted.is_set(),
+                now - saved >= config.checkpoint_seconds,
             )
-            if interrupted.is_set():
+            if monitor is not None:
+                monitor.record(
+                    StepRecord(
+                        step=state.step,
+                        metrics=metrics,
+                        lr=config.optim.matrix_lr * scale,
+                        tokens=_tokens(state, config),
+                        seconds=state.seconds,
+                        spent=_spent(state, config),
+                        qat=losses.hardness,
+                    )
+                )
+            if is_interrupted:
                 save()
                 raise KeyboardInterrupt
-            if now - saved >= config.checkpoint_seconds:
+            if is_due:
                 save()
                 saved = now
-        monitor.look()
+        if monitor is not None:
+            monitor.look()
         state.seconds = seconds_before + time.perf_counter() - started
         save()
 
 
-def _step(
-    state: TrainState, config: TrainConfig, stream: TokenStream, loss_function: LossFunction
-) -> Tensor:
+def _step(state: TrainState, job: _Job, loss_function: LossFunction, lr_scale: float) -> Tensor:
     """One optimizer step; returns mean loss and gradient norm, still on the device."""
-    device = state.model.tok_emb.weight.device
-    batch = torch.from_numpy(stream.batch(state.step))
+    device = job.world.device
+    batch = torch.from_numpy(job.stream.batch(state.step))
+    batch = batch[job.world.share(len(batch))]
     if device.type == "cuda":
         batch = batch.pin_memory()
     total = torch.zeros((), device=device)
-    for tokens in batch.to(device, non_blocking=True).chunk(config.accumulation_steps):
-        total += _backward(loss_function, tokens, config.accumulation_steps)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-    for optimizer in state.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    # The average follows quickly at first, or it would remember the initial weights of a short run.
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    weights = [parameter.detach() for parameter in state.model.parameters()]
-    torch._foreach_lerp_(list(state.ema.values()), weights, 1 - decay)
-    return torch.stack((total, norm))
+    for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
+        total += _backward(loss_function, tokens, job.parts)
+    metrics = reduce_and_clip(
+        state.muon, state.adamw, total, max_norm=job.config.grad_clip, world=job.world
+    )
+    state.muon.advance()
+    state.adamw.step()  # while the directions are on their way
+    state.adamw.zero_grad()
+    state.muon.apply()
+    state.average.update(step=state.step + 1, lr_scale=lr_scale)
+    return metrics
 
 
 def _backward(loss_function: LossFunction, tokens: Tensor, share: int) -> Tensor:
@@ -209,20 +230,39 @@ def _backward(loss_function: LossFunction, tokens: Tensor, share: int) -> Tensor
     return loss.detach()
 
 
-def _prepare(state: TrainState, config: TrainConfig, losses: Losses) -> float:
+def _prepare(state: TrainState, job: _Job) -> float:
     """Compile the loss functions on random tokens if that is wanted; seconds it took."""
-    if not config.compile:
+    if not job.config.compile:
         return 0.0
     started = time.perf_counter()
     model = state.model.config
-    shape = (config.batch_sequences // config.accumulation_steps, model.seq_len + 1)
+    shape = (job.world.rows(job.config.batch_sequences) // job.parts, model.seq_len + 1)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, shape, generator=generator)
-    tokens = tokens.to(state.model.tok_emb.weight.device)
-    for loss_function in losses.compile(_spent(state, config)):
+    tokens = torch.randint(model.vocab_size, shape, generator=generator).to(job.world.device)
+    for loss_function in job.losses.compile(_spent(state, job.config)):
         float(_backward(loss_function, tokens, 1))  # waits for the device
+    if tokens.is_cuda:  # elsewhere its matrix products are all that takes time
+        state.muon.compile()
     state.model.zero_grad()  # weights and optimizers were not touched
     return time.perf_counter() - started
+
+
+@contextmanager
+def _monitor(
+    path: Path, state: TrainState, job: _Job, *, progress: bool
+) -> Iterator[Monitor | None]:
+    """What shows the run, in the first process alone."""
+    if not job.world.is_first:
+        yield None
+        return
+    with Monitor(
+        path,
+        start_step=state.step,
+        start_loss=state.loss,
+        log_steps=job.config.log_steps,
+        progress=progress,
+    ) as monitor:
+        yield monitor
 
 
 def _spent(state: TrainState, config: TrainConfig) -> float:
@@ -236,11 +276,17 @@ def _tokens(state: TrainState, config: TrainConfig) -> int:
 
 
 def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) -> float:
+    left = steps_left(
+        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
+    )
     scale = learning_rate_scale(
         state.step,
         spent,
+        left,
         warmup_steps=config.warmup_steps,
         warmdown_fraction=config.warmdown_fraction,
+        warmdown_steps=config.warmdown_steps,
+        floor=config.lr_floor,
     )
     momentum = linear_ramp(
         state.step,
@@ -248,27 +294,8 @@ def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) ->
         start=config.optim.momentum_start,
         end=config.optim.momentum,
     )
-    set_schedule(state.optimizers, scale=scale, momentum=momentum)
+    set_schedule((state.muon, state.adamw), scale=scale, momentum=momentum)
     return scale
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a config names.
-
-    Parameters
-    ----------
-    name : ``auto`` takes CUDA where there is one; ``cpu``; ``cuda``
-
-    Raises
-    ------
-    InvalidArgumentError
-        CUDA is asked for, and PyTorch has none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgumentError("device='cuda', but PyTorch finds no CUDA device; use 'auto'")
-    return torch.device(name)
 
 
 def _with_budget(
@@ -319,23 +346,3 @@ def _settings(
     if config.qat is not None and quantize is not None:
         whole["quantize"] = quantize.grid_settings()
     return json.dumps(whole, sort_keys=True)
-
-
-@contextmanager
-def _sigint_noted() -> Iterator[threading.Event]:
-    """Note the first SIGINT instead of raising in the middle of a step; a second one raises."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # only the main thread may handle signals
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, previous)
