@@ -180,6 +180,10 @@ class Transformer(nn.Module):
         logits_BTV = self._raw_logits(self.hidden(tokens_BT, recur=recur))
         return softcapped_cross_entropy(logits_BTV, targets_BT, self.config.softcap)
 
+    def loss_once(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """:meth:`loss` of the model before its recurrence starts: every block runs once."""
+        return self.loss(tokens_BT, targets_BT, recur=False)
+
     def _raw_logits(self, hidden_BTD: Tensor) -> Tensor:
         head_VD = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(hidden_BTD, head_VD)

@@ -48,6 +48,8 @@ class TrainResult:
     """Training clock, over all lives of the run."""
     compile_seconds: float
     """Time spent compiling in this life, outside the clock."""
+    recompilations: int
+    """Graphs compiled inside the clock in this life; there should be none."""
     final_loss: float
     """Loss of the last step, nats per token."""
     tokens_per_second: float
@@ -124,10 +126,11 @@ def train(
     settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
-    losses = Losses(state.model, config.qat, quantize)
+    losses = Losses(state.model, config, quantize)
     parts = passes(config.batch_sequences, config.accumulation_steps, world)
     job = _Job(config=config, stream=stream, losses=losses, parts=parts, world=world)
     compile_seconds = _prepare(state, job)
+    losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
     with _monitor(out / "log.jsonl", state, job, progress=progress) as monitor:
 
@@ -142,7 +145,7 @@ def train(
         _loop(state, job, monitor, save)
     if world.is_first:
         save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, config, out, compile_seconds)
+    return _result(state, config, out, compile_seconds, losses.recompilations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +312,7 @@ def _with_budget(
 
 
 def _result(
-    state: TrainState, config: TrainConfig, out: Path, compile_seconds: float
+    state: TrainState, config: TrainConfig, out: Path, compile_seconds: float, recompilations: int
 ) -> TrainResult:
     tokens = _tokens(state, config)
     return TrainResult(
@@ -317,6 +320,7 @@ def _result(
         tokens=tokens,
         seconds=state.seconds,
         compile_seconds=compile_seconds,
+        recompilations=recompilations,
         final_loss=state.loss,
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
         device=state.model.tok_emb.weight.device.type,
