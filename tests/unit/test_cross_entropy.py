@@ -79,6 +79,7 @@ def test_nothing_in_float32_is_kept_but_a_number_per_token():
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("default")  # of the compiler
 @pytest.mark.parametrize("cap", CAPS)
 def test_compiled_on_cuda(cap):
     logits, targets = some_logits(torch.bfloat16, device="cuda")

@@ -46,6 +46,12 @@ FEATURES: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _own_graphs() -> None:
+    """What other tests compiled of the same functions does not count."""
+    torch.compiler.reset()
+
+
 def build(*, document_mask: bool = True, **changes: Any) -> Transformer:
     generator = torch.Generator().manual_seed(0)
     model = Transformer(ModelConfig(**FEATURES | changes, document_mask=document_mask))
@@ -152,17 +158,21 @@ def test_one_graph_whatever_the_documents(kernel: str) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("default")  # of the compiler: TF32 is off, a softmax is split
 @pytest.mark.parametrize("kernel", ["auto", "sdpa"])
 def test_compiled_training_on_cuda(kernel: str) -> None:
-    sizes = {"model_dim": 256, "num_heads": 4, "seq_len": 512, "vocab_size": 64}
+    model = build(model_dim=256, mlp_hidden=256, seq_len=512, vocab_size=64)
     tokens = torch.randint(0, 64, (4, 512), generator=torch.Generator().manual_seed(2))
-    model = build(**sizes)
-    model.loss(tokens, tokens).backward()
+    loss = model.loss(tokens, tokens)
+    loss.backward()
     expected = model.blocks[0].attn.c_k.weight.grad.clone()
     model.zero_grad()
     model.cuda()
     compiled = torch.compile(model.loss, fullgraph=True, dynamic=False)
-    with attention_kernel(kernel), torch.autocast("cuda", dtype=torch.bfloat16):
+    with attention_kernel(kernel):
         compiled(tokens.cuda(), tokens.cuda()).backward()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            narrow = compiled(tokens.cuda(), tokens.cuda())
     got = model.blocks[0].attn.c_k.weight.grad.cpu()
-    assert (got - expected).norm() < 0.05 * expected.norm()
+    assert (got - expected).norm() < 1e-2 * expected.norm()
+    assert narrow.item() == pytest.approx(loss.item(), rel=0.03)

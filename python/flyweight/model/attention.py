@@ -103,7 +103,7 @@ def live_kernel(device: str, dtype: torch.dtype = torch.bfloat16) -> str:
     Notes
     -----
     FlashAttention-2 is only taken when asked for: torch's flash backend is the same algorithm, and
-    cuDNN's is faster on Hopper.
+    cuDNN's should be faster on Hopper.
     """
     names = available_kernels(device)
     if _forced == "auto":
