@@ -54,6 +54,8 @@ class TrainResult:
     """``tokens / seconds``."""
     device: str
     """``cpu`` or ``cuda``."""
+    processes: int
+    """Processes that trained together in this life."""
     model_path: Path
     """The averaged weights."""
     state_path: Path
@@ -142,7 +144,7 @@ def train(
         _loop(state, job, monitor, save)
     if world.is_first:
         save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, config, out, compile_seconds)
+    return _result(state, job, out, compile_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,10 +310,8 @@ def _with_budget(
     )
 
 
-def _result(
-    state: TrainState, config: TrainConfig, out: Path, compile_seconds: float
-) -> TrainResult:
-    tokens = _tokens(state, config)
+def _result(state: TrainState, job: _Job, out: Path, compile_seconds: float) -> TrainResult:
+    tokens = _tokens(state, job.config)
     return TrainResult(
         steps=state.step,
         tokens=tokens,
@@ -319,7 +319,8 @@ def _result(
         compile_seconds=compile_seconds,
         final_loss=state.loss,
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
-        device=state.model.tok_emb.weight.device.type,
+        device=job.world.device.type,
+        processes=job.world.size,
         model_path=out / "model.safetensors",
         state_path=out / "state.safetensors",
         log_path=out / "log.jsonl",
