@@ -155,7 +155,6 @@ def _train(run: Run) -> dict[str, Any]:
     with join(run.recipe.train.device) as world:
         world.agree(True)
         facts = asdict(_train_with(run.recipe, run.seed, run.folder, run.data.folder, world))
-    facts["processes"] = world.size
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
 
 

@@ -417,3 +417,21 @@ def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None
     path.write_text(both)
     with pytest.raises(RecipeError, match="either a table quantize or a table fit"):
         load_recipe(str(path))
+
+
+def test_two_processes_train_and_one_does_the_rest(data: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "test.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    verb = ["-m", "flyweight", "run", str(recipe), "--data", str(data), "--out", str(out)]
+    options = ["--steps", "5", "--until", "code", "--json"]
+    for repeat in ("...", "done before"):
+        done = subprocess.run([*torchrun, *verb, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)  # one process alone prints
+        assert facts["train"]["steps"] == 5
+        assert facts["train"]["processes"] == 2
+        assert facts["stages"] == ["train", "hessian", "quantize", "code"]
+        for stage in facts["stages"]:
+            assert sum(line.startswith(stage) for line in done.stderr.splitlines()) >= 1
+        assert repeat in done.stderr

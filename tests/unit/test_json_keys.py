@@ -120,7 +120,7 @@ def test_runs() -> None:
         "train": dict.fromkeys(
             ("steps", "tokens", "seconds", "compile_seconds", "final_loss", "tokens_per_second")
         )
-        | {"device": "cpu"},
+        | {"device": "cpu", "processes": 1},
         "code": {"model_bytes": 1, "by_class": {}},
         "score": {"bpb": scores},
         "bundle": {"code_bytes": 1, "total_bytes": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def test_compiled_muon_takes_the_same_steps_and_compiling_changes_nothing() -> N
     runs = []
     for is_compiled in (False, True):
         params = [torch.nn.Parameter(weight.clone()) for weight in weights]
-        muon = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5)
+        direction = partial(orthogonalize, method="polar-express", steps=3, row_norm="wide")
+        muon = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5, direction=direction)
         if is_compiled:
             muon.compile()
             assert not any(momentum.any() for momentum in muon.momentum().values())

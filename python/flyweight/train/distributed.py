@@ -223,6 +223,5 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerError(
-            "another process of this run ended without a message: killed, or out of memory? "
-            f"({str(error).splitlines()[0]})"
+            "another process of this run ended without a message; was it killed, or out of memory?"
         ) from error

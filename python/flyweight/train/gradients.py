@@ -57,10 +57,8 @@ def reduce_and_clip(
     params = [parameter for group in adamw.param_groups for parameter in group["params"]]
     rest = [parameter.grad for parameter in params if parameter.grad is not None]
     loss = _mean(rest, loss, world)
-    squares = world.total(muon.squared_norm()).land()
-    if rest:
-        squares = squares + torch.stack(torch._foreach_norm(rest)).square().sum()
-    norm = squares.sqrt()
+    scattered = world.total(muon.squared_norm()).land()
+    norm = (scattered + torch.stack(torch._foreach_norm(rest)).square().sum()).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(rest, factor)
     muon.scale_gradients(factor)

@@ -56,6 +56,8 @@ class TrainResult:
     """``tokens / seconds``."""
     device: str
     """``cpu`` or ``cuda``."""
+    processes: int
+    """Processes that trained together in this life."""
     model_path: Path
     """The averaged weights."""
     state_path: Path
@@ -145,7 +147,7 @@ def train(
         _loop(state, job, monitor, save)
     if world.is_first:
         save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, config, out, compile_seconds, losses.recompilations)
+    return _result(state, job, out, compile_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,19 +313,18 @@ def _with_budget(
     )
 
 
-def _result(
-    state: TrainState, config: TrainConfig, out: Path, compile_seconds: float, recompilations: int
-) -> TrainResult:
-    tokens = _tokens(state, config)
+def _result(state: TrainState, job: _Job, out: Path, compile_seconds: float) -> TrainResult:
+    tokens = _tokens(state, job.config)
     return TrainResult(
         steps=state.step,
         tokens=tokens,
         seconds=state.seconds,
         compile_seconds=compile_seconds,
-        recompilations=recompilations,
+        recompilations=job.losses.recompilations,
         final_loss=state.loss,
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
-        device=state.model.tok_emb.weight.device.type,
+        device=job.world.device.type,
+        processes=job.world.size,
         model_path=out / "model.safetensors",
         state_path=out / "state.safetensors",
         log_path=out / "log.jsonl",
