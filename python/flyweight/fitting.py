@@ -37,19 +37,14 @@ MAX_ROUNDS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """What a recipe says of a fit; the budget is the recipe's."""
+    """What a recipe says of a fit; the budget is the recipe's, less what its code takes."""
 
-    reserve_bytes: int
-    """Left for code."""
     min_elements: int = 4096
     """Smaller tensors are kept in float."""
 
     def __post_init__(self) -> None:
-        if self.reserve_bytes < 0 or self.min_elements < 0:
-            raise InvalidArgumentError(
-                "reserve_bytes and min_elements must be 0 or more, got "
-                f"{self.reserve_bytes} and {self.min_elements}"
-            )
+        if self.min_elements < 0:
+            raise InvalidArgumentError(f"min_elements={self.min_elements}, expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from flyweight.manifest import (
 from flyweight.recipes.load import resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.submission.audit import audit_folder
-from flyweight.submission.bundle import write_bundle
+from flyweight.submission.bundle import script_bytes, write_bundle
 from flyweight.submission.digest import weights_sha256
 
 __all__ = ["STAGES", "Run", "run_stages"]
@@ -285,7 +285,7 @@ def _quantize(run: Run) -> dict[str, Any]:
         sensitive = run.path(SENSITIVITIES).exists()
         found = fit(
             tensors,
-            recipe.budget_bytes - recipe.fit.reserve_bytes,
+            recipe.budget_bytes - _code_bytes(run),
             hessians=hessians,
             sensitivities=read_safetensors(run.path(SENSITIVITIES))[0] if sensitive else None,
             config=recipe.model.to_fields(),
@@ -303,6 +303,11 @@ def _quantize(run: Run) -> dict[str, Any]:
         }
     save_stored(run.path(CODES), stored)
     return facts
+
+
+def _code_bytes(run: Run) -> int:
+    """What the script that is shipped beside the model will take."""
+    return script_bytes(resolve(run.recipe.score), run.data)
 
 
 def _code(run: Run) -> dict[str, Any]:
@@ -415,6 +420,7 @@ _WORK = {
             and {
                 **resolve(run.recipe.fit),
                 "budget_bytes": run.recipe.budget_bytes,
+                "code_bytes": _code_bytes(run),
                 "code": resolve(run.recipe.code),
             },
         },

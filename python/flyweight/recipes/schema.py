@@ -132,11 +132,6 @@ class Recipe:
             raise InvalidArgumentError("a recipe has either a table quantize or a table fit")
         if self.fit is not None and self.train.qat is not None:
             raise InvalidArgumentError("train.qat rounds to the grids of quantize, not of fit")
-        if self.fit is not None and self.fit.reserve_bytes >= self.budget_bytes:
-            raise InvalidArgumentError(
-                f"fit.reserve_bytes {self.fit.reserve_bytes} leaves nothing of budget_bytes "
-                f"{self.budget_bytes}"
-            )
         if not 0 <= self.seed < 1 << 63:
             raise InvalidArgumentError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if self.budget_bytes < 1:

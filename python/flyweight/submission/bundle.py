@@ -30,7 +30,14 @@ from flyweight.submission.record import (
 )
 from flyweight.submission.script import write_script
 
-__all__ = ["RECORD_FILE", "REQUIREMENTS_FILE", "SCRIPT_FILE", "log_name", "write_bundle"]
+__all__ = [
+    "RECORD_FILE",
+    "REQUIREMENTS_FILE",
+    "SCRIPT_FILE",
+    "log_name",
+    "script_bytes",
+    "write_bundle",
+]
 
 SCRIPT_FILE = "train_gpt.py"
 RECORD_FILE = "submission.json"
@@ -134,9 +141,24 @@ def make_claim(manifest: Mapping[str, Any], data: DataInfo) -> Claim:
         raise DataError(
             f"{tokenizer.path}: tokenizer {tokenizer.sha256}, the run was scored with {wanted}"
         )
+    return _claim(suite, tokenizer, weights)
+
+
+def script_bytes(suite: Mapping[str, Any], data: DataInfo) -> int:
+    """Bytes of the script that a run with these scores will ship: they are known beforehand.
+
+    Parameters
+    ----------
+    suite : the table ``score`` of a resolved recipe
+    data : the shards that will be scored
+    """
+    return len(write_script(_claim(suite, Tokenizer(data.tokenizer_path), "0" * 64)))
+
+
+def _claim(suite: Mapping[str, Any], tokenizer: Tokenizer, weights_sha256: str) -> Claim:
     names = [name for name in PROTOCOLS if suite.get(name)]
     return Claim(
-        weights_sha256=weights,
+        weights_sha256=weights_sha256,
         tokenizer_sha256=tokenizer.sha256,
         byte_codes=write_byte_codes(tokenizer.byte_table.to_codes()),
         protocols={PROTOCOLS[name]: ScoreConfig(**suite[name]) for name in names},
