@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from flyweight.model.generate import Continuation, generate  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.quant.config import QuantConfig, QuantRule  # noqa: E402
 from flyweight.quant.qat import FakeQuant  # noqa: E402
+from flyweight.submission.script import MODULES, compose  # noqa: E402
 from flyweight.train.calibrate import collect_hessians  # noqa: E402
 
 PLAIN: dict[str, Any] = {
@@ -271,6 +274,16 @@ def test_both_orders_compile_into_one_graph(recur: bool) -> None:
         expected = model.loss(ids[:, :-1], ids[:, 1:], recur=recur)
         assert torch.equal(compiled(ids[:, :-1], ids[:, 1:], recur=recur), expected)
         assert model.hidden(ids, recur=recur).dtype == torch.bfloat16
+
+
+def test_the_shipped_script_holds_every_feature() -> None:
+    sources = {name: inspect.getsource(importlib.import_module(name)) for name in MODULES}
+    scope: dict[str, Any] = {}
+    exec(compose(sources, entry="Transformer"), scope)
+    model, ids = build(EVERYTHING), tokens((2, 12))
+    shipped = scope["Transformer"](scope["ModelConfig"](**EVERYTHING))
+    shipped.load_state_dict(model.state_dict())
+    assert torch.equal(shipped(ids), model(ids))
 
 
 def test_hessians_add_up_the_passes_of_a_block() -> None:

@@ -29,7 +29,8 @@ class Transformer(nn.Module):
 
     References
     ----------
-    Features and initial values follow pull requests #585 and #1539 of openai/parameter-golf.
+    Features and initial values follow pull requests #578, #585, #1123, #1539 and #1683 of
+    openai/parameter-golf; gated skips #1855.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,15 +72,18 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.bigram.embed.weight)
             nn.init.orthogonal_(self.bigram.proj.weight, gain, generator=generator)
         if self.ve_shared is not None:
-            own, width = self.config.ve_own_proj, self.config.ve_dim
-            std = 1.0 if own else 0.01
-            nn.init.normal_(self.ve_shared.embed.weight, std=std, generator=generator)
-            for proj in self.ve_shared.projs.parameters():
-                nn.init.uniform_(proj, -(width**-0.5), width**-0.5, generator=generator)
-            if self.ve_shared.proj is not None and self.config.ve_zero_init:
-                nn.init.zeros_(self.ve_shared.proj.weight)
-            elif self.ve_shared.proj is not None:
-                nn.init.orthogonal_(self.ve_shared.proj.weight, gain, generator=generator)
+            self._init_values(self.ve_shared, gain, generator)
+
+    def _init_values(self, values: ValueEmbedding, gain: float, generator: torch.Generator) -> None:
+        std = 1.0 if self.config.ve_own_proj else 0.01
+        nn.init.normal_(values.embed.weight, std=std, generator=generator)
+        bound = self.config.ve_dim**-0.5  # of a linear by default
+        for weight in values.projs.parameters():
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+        if values.proj is not None and self.config.ve_zero_init:
+            nn.init.zeros_(values.proj.weight)
+        elif values.proj is not None:
+            nn.init.orthogonal_(values.proj.weight, gain, generator=generator)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """What the first block meets, (B, T, D); it depends on a token and the two before it."""
