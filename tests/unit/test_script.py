@@ -44,6 +44,29 @@ def test_only_what_is_reached_is_kept():
     assert text.startswith("from __future__ import annotations\nimport math\n")
 
 
+def test_methods_are_kept_where_something_has_their_name():
+    base = """
+class Thing:
+    def __init__(self): self.value = self.first()
+    def first(self): return 1
+    def by_text(self): return 2
+    def forward(self): return 3
+    def unused(self): return helper(self.unused_too())
+    def unused_too(self): return 4
+class Other(Thing):
+    def unused(self): return 5
+def helper(x): return x
+def main(): return Thing().value, getattr(Other(), "by_text")()
+"""
+    text = compose({"flyweight.base": base}, entry="main")
+    scope = {}
+    exec(text, scope)
+    assert scope["main"]() == (1, 2)
+    assert scope["Other"]().forward() == 3
+    assert "unused" not in text
+    assert "helper" not in text
+
+
 @pytest.mark.parametrize(
     ("second", "match"),
     [

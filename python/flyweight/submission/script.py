@@ -2,12 +2,14 @@
 
 The result needs torch, NumPy and the standard library. It is readable source: statements are
 written out by `ast.unparse`, docstrings and comments stay behind in the package. What the entry
-point does not reach is left out.
+point does not reach is left out: definitions by their name, methods where no code that is shipped
+has an attribute or a text of their name.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 from dataclasses import dataclass, fields
 from importlib.resources import files
 
@@ -107,12 +109,14 @@ def compose(sources: dict[str, str], *, entry: str) -> str:
             known[name] = module
         parsed.append(source)
     imports = _merge_imports(parsed, known)
-    kept = _reachable([node for source in parsed for node in source.definitions], entry)
+    definitions = [node for source in parsed for node in source.definitions]
+    kept, attributes = _reachable(definitions, entry)
     blocks = [_write_imports({k: v for k, v in imports.items() if k in kept})]
     for source in parsed:
         chosen = [node for node in source.definitions if kept.intersection(_bound_names(node))]
         if chosen:
-            texts = [ast.unparse(_without_docstrings(node)) for node in chosen]
+            needed = [_without_docstrings(_needed(node, attributes)) for node in chosen]
+            texts = [ast.unparse(node) for node in needed]
             blocks.append("\n\n".join([f"# --- {source.module} ---", *texts]))
     return "\n\n".join(blocks)
 
@@ -202,19 +206,37 @@ def _write_imports(imports: dict[str, tuple[str, str | None]]) -> str:
     return "\n".join([*head, *sorted(plain), *sorted(lines)])
 
 
-def _reachable(definitions: list[_Definition], entry: str) -> set[str]:
-    """Names that a definition uses, directly or through others; and what the script's end uses."""
-    uses: dict[str, set[str]] = {}
-    for node in definitions:
-        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-        for name in _bound_names(node):
-            uses.setdefault(name, set()).update(used)
-    reached = {"annotations", "sys", "Path"}
-    pending = {entry}
-    while pending:
-        reached |= pending
-        pending = set().union(*(uses.get(name, set()) for name in pending)) - reached
-    return reached
+def _reachable(definitions: list[_Definition], entry: str) -> tuple[set[str], set[str]]:
+    """Names of definitions that are needed, and of attributes, directly or through others."""
+    names, attributes = {"annotations", "sys", "Path", entry}, {"forward", "backward"}  # of torch
+    count = 0
+    while count != len(names) + len(attributes):
+        count = len(names) + len(attributes)
+        for node in definitions:
+            if names.intersection(_bound_names(node)):
+                for inner in ast.walk(_needed(node, attributes)):
+                    if isinstance(inner, ast.Name):
+                        names.add(inner.id)
+                    elif isinstance(inner, ast.Attribute):
+                        attributes.add(inner.attr)
+                    elif isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+                        attributes.add(inner.value)  # for getattr
+    return names, attributes
+
+
+def _needed(node: _Definition, attributes: set[str]) -> _Definition:
+    """The node, or a class without the methods that nobody asks for."""
+    if not isinstance(node, ast.ClassDef):
+        return node
+    node = copy.copy(node)
+    node.body = [
+        each
+        for each in node.body
+        if not isinstance(each, ast.FunctionDef)
+        or each.name in attributes
+        or each.name.startswith("__")
+    ] or [ast.Pass()]
+    return node
 
 
 def _without_docstrings(node: _Definition) -> _Definition:
