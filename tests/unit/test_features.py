@@ -129,6 +129,13 @@ def test_logits_match_the_formulas(values: dict[str, Any], recur: bool) -> None:
         np.testing.assert_allclose(found[row], expected, rtol=3e-4, atol=3e-4)
 
 
+def test_fields_round_trip() -> None:
+    config = ModelConfig(**EVERYTHING)
+    stored = config.to_fields()
+    assert set(range(27, 37)) <= set(stored)
+    assert ModelConfig.from_fields(stored) == config
+
+
 def test_loss_recurs_unless_told_otherwise() -> None:
     model, ids = build(EVERYTHING), tokens((1, 13))
     for recur in (True, False):
