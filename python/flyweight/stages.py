@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from flyweight.manifest import (
     tree_hash,
     versions,
 )
+from flyweight.quant.grid import QuantizedTensor
 from flyweight.recipes.load import resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.submission.audit import audit_folder
@@ -217,26 +218,44 @@ def _hessian(run: Run) -> dict[str, Any]:
     import torch
 
     from flyweight.evaluate.window import autocast
-    from flyweight.train.calibrate import collect_hessians
+    from flyweight.train.calibrate import collect_hessians, collect_in_sequence
 
     recipe, config = run.recipe, run.recipe.calibrate
     model = _load_checkpoint(run)
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(run.seed)
+    batches = _calibration_batches(run, model, generator)
     with autocast(device, recipe.score.plain.precision):
-        found = collect_hessians(
-            model,
-            _calibration_batches(run, model, generator),
-            sensitivities=config.sensitivities,
-            generator=generator,
-            max_seconds=config.max_seconds or None,
-        )
+        if config.sequential:
+            found = collect_in_sequence(model, list(batches), _rounding(run))
+        else:
+            found = collect_hessians(
+                model,
+                batches,
+                sensitivities=config.sensitivities,
+                generator=generator,
+                max_seconds=config.max_seconds or None,
+            )
     metadata = {"n_tokens": str(found.n_tokens)}
     write_safetensors(run.path(HESSIANS), found.matrices, metadata)
     run.path(SENSITIVITIES).unlink(missing_ok=True)
     if found.row_sensitivities is not None:
         write_safetensors(run.path(SENSITIVITIES), found.row_sensitivities, metadata)
     return {"tokens": found.n_tokens, "matrices": len(found.matrices)}
+
+
+def _rounding(run: Run) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
+    """What :func:`_quantize` will make of weights, given their Hessians."""
+    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    config = run.recipe.quantize
+    assert config is not None  # a recipe that fits is not sequential
+
+    def rounded(names: Sequence[str], hessians: Mapping[str, Any]) -> dict[str, Any]:
+        stored, _ = quantize({name: tensors[name] for name in names}, config, hessians=hessians)
+        found = {n: t for n, t in stored.items() if isinstance(t, QuantizedTensor)}
+        return {name: tensor.dequantize() for name, tensor in found.items()}
+
+    return rounded
 
 
 def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
@@ -406,6 +425,7 @@ _WORK = {
         outputs=("hessian",),
         config=lambda run: {
             "calibrate": resolve(run.recipe.calibrate),
+            "quantize": resolve(run.recipe.quantize) if run.recipe.calibrate.sequential else None,
             "seed": run.seed,
             "precision": run.recipe.score.plain.precision,
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -436,3 +437,17 @@ def test_two_processes_train_and_one_does_the_rest(data: Path, tmp_path: Path) -
         for stage in facts["stages"]:
             assert sum(line.startswith(stage) for line in done.stderr.splitlines()) >= 1
         assert repeat in done.stderr
+
+
+def test_calibration_in_sequence(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    sequential = replace(recipe, calibrate=replace(recipe.calibrate, sequential=True))
+    run = run_stages(sequential, out=tmp_path, data=data, stages=STAGES[:4])
+    one_by_one, _ = read_safetensors(tmp_path / "hessian/hessian.safetensors")
+    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    at_once, _ = read_safetensors(tmp_path / "hessian/hessian.safetensors")
+    assert one_by_one.keys() == at_once.keys()
+    assert np.array_equal(one_by_one["tok_emb.weight"], at_once["tok_emb.weight"])
+    assert not np.array_equal(
+        one_by_one["blocks.1.mlp.fc.weight"], at_once["blocks.1.mlp.fc.weight"]
+    )
+    assert run.manifest["stages"]["hessian"]["facts"]["matrices"] == len(at_once)

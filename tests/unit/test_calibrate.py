@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 from flyweight.model.blocks import rms_norm  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
-from flyweight.train.calibrate import collect_hessians  # noqa: E402
+from flyweight.train.calibrate import collect_hessians, collect_in_sequence  # noqa: E402
 
 LOOKUPS: dict[str, Any] = {
     "xsa_layers": 1,
@@ -341,3 +341,57 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
             np.testing.assert_allclose(rows[name], mean, rtol=1e-4, atol=1e-9)
         one = np.load(tmp_path / "h0.npz")
         assert all(np.array_equal(found[name], one[name]) for name in one)
+
+
+def test_only_some_weights() -> None:
+    model, names = build(**LOOKUPS), ["blocks.1.attn.c_k.weight", "bigram.proj.weight"]
+    whole = collect_hessians(model, batches())
+    some = collect_hessians(model, batches(), only=names)
+    assert set(some.matrices) == set(names)
+    assert some.n_tokens == whole.n_tokens
+    for name in names:
+        np.testing.assert_array_equal(some.matrices[name], whole.matrices[name])
+
+
+def test_in_sequence_each_block_meets_what_the_quantized_ones_before_it_give() -> None:
+    model, whole = build(**LOOKUPS), collect_hessians(build(**LOOKUPS), batches())
+    given: list[list[str]] = []
+
+    def rounded(names: Any, hessians: Any) -> dict[str, np.ndarray]:
+        given.append(list(names))
+        weights = {n: model.get_parameter(n).detach().numpy() for n in names}
+        assert set(hessians) == {n for n in names if n in whole.matrices}
+        return {n: np.round(w * 4) / 4 for n, w in weights.items() if w.ndim == 2}
+
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    found = collect_in_sequence(model, batches(), rounded)
+    assert given[1:] == [[n for n in before if n.startswith(f"blocks.{b}.")] for b in range(2)]
+    assert sorted(name for names in given for name in names) == sorted(before)
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+    assert set(found.matrices) == set(whole.matrices)
+    # Nothing is quantized yet when the head is met; everything before the last block when that is.
+    for name in ("tok_emb.weight", "bigram.proj.weight"):
+        np.testing.assert_array_equal(found.matrices[name], whole.matrices[name])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and not name.startswith("blocks.1."):
+                weight.copy_(torch.round(weight * 4) / 4)
+    last = collect_hessians(model, batches())
+    for name in given[2]:
+        if name in found.matrices:
+            np.testing.assert_array_equal(found.matrices[name], last.matrices[name])
+            assert not np.array_equal(found.matrices[name], whole.matrices[name])
+
+
+def test_weights_come_back_after_an_error() -> None:
+    model = build()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def rounded(names: Any, hessians: Any) -> dict[str, np.ndarray]:
+        if any(name.startswith("blocks.1.") for name in names):
+            raise InvalidArgumentError("no")
+        return {n: np.zeros(before[n].shape, dtype=np.float32) for n in names}
+
+    with pytest.raises(InvalidArgumentError, match="no"):
+        collect_in_sequence(model, batches(), rounded)
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flyweight.errors import RecipeError
+from flyweight.errors import InvalidArgumentError, RecipeError
 from flyweight.recipes.load import build, load_recipe, recipe_names, resolve
 from flyweight.recipes.schema import Recipe
 
@@ -119,3 +120,12 @@ def test_broken_toml(tmp_path: Path) -> None:
     path.write_text("name = " + "[" * 100_000)
     with pytest.raises(RecipeError, match="nested too deeply"):
         load_recipe(str(path))
+
+
+def test_sequential_calibration_is_for_grids_by_rule() -> None:
+    recipe = load_recipe("tiny-sp1024")
+    with pytest.raises(InvalidArgumentError, match="neither sensitivities nor max_seconds"):
+        replace(recipe.calibrate, sequential=True)
+    calibrate = replace(recipe.calibrate, sequential=True, sensitivities=False)
+    with pytest.raises(InvalidArgumentError, match="fit chooses all steps jointly"):
+        replace(recipe, calibrate=calibrate)

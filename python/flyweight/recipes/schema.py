@@ -43,6 +43,9 @@ class CalibrationConfig:
     """Also run backward, for what an error in each row costs."""
     max_seconds: float = 0.0
     """No further batch is begun after that long, one is always counted; 0 is no limit."""
+    sequential: bool = False
+    """Block by block, from a model whose earlier blocks are quantized already; it takes a pass over
+    the batches for each block and gains next to nothing (docs/experiments.md)."""
 
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_sequences < 1:
@@ -56,6 +59,8 @@ class CalibrationConfig:
             raise InvalidArgumentError("temperature needs source 'generate'")
         if self.max_seconds < 0:
             raise InvalidArgumentError(f"max_seconds must be 0 or more, got {self.max_seconds}")
+        if self.sequential and (self.sensitivities or self.max_seconds):
+            raise InvalidArgumentError("sequential goes with neither sensitivities nor max_seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,10 @@ class Recipe:
             raise InvalidArgumentError("a recipe has either a table quantize or a table fit")
         if self.fit is not None and self.train.qat is not None:
             raise InvalidArgumentError("train.qat rounds to the grids of quantize, not of fit")
+        if self.fit is not None and self.calibrate.sequential:
+            raise InvalidArgumentError(
+                "calibrate.sequential quantizes block by block, fit chooses all steps jointly"
+            )
         if not 0 <= self.seed < 1 << 63:
             raise InvalidArgumentError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if self.budget_bytes < 1:

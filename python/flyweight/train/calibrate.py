@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, D model_dim, V vocab_size, N tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,9 @@ from torch import Tensor, distributed, nn
 from flyweight.model.transformer import Transformer
 from flyweight.train.moments import Moments, add
 
-__all__ = ["Hessians", "collect_hessians"]
+__all__ = ["Hessians", "collect_hessians", "collect_in_sequence"]
+
+Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ def collect_hessians(
     sensitivities: bool = False,
     generator: torch.Generator | None = None,
     max_seconds: float | None = None,
+    only: Container[str] | None = None,
 ) -> Hessians:
     """Run a model over calibration tokens and average outer products of activations.
 
@@ -61,6 +64,7 @@ def collect_hessians(
     sensitivities : also run backward, from labels that the model draws itself
     generator : draws those labels, on the model's device; None is one seeded by the rank
     max_seconds : no further batch is begun after that long; one is always counted
+    only : names of the weights to collect for, None is all; not with sensitivities
 
     Raises
     ------
@@ -86,23 +90,76 @@ def collect_hessians(
     started = time.perf_counter()
     for tokens_BT in batches:
         mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
-        with _float32_products(), sums.collecting(model), mode:  # not while the next batch is made
-            _add_batch(model, tokens_BT.to(device), sums, generator if sensitivities else None)
+        # Not while the next batch is made: that may run the model too.
+        with _float32_products(), sums.collecting(model, only), mode:
+            hidden_BTD = model.hidden(tokens_BT.to(device))
+            sums.n_tokens += tokens_BT.numel()
+            if only is None or _head_name(model) in only:
+                sums.add_input(_head_name(model), hidden_BTD)
+            sums.forget_input()
+            if sensitivities:
+                _add_gradients(model, hidden_BTD, sums, generator)
         if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
             break
     sums.reduce(device)
     return _finish(model, sums, sensitivities=sensitivities)
 
 
-def _add_batch(
-    model: Transformer, tokens_BT: Tensor, sums: Moments, generator: torch.Generator | None
+def collect_in_sequence(
+    model: Transformer,
+    batches: Sequence[Tensor],
+    rounded: Callable[[Sequence[str], Mapping[str, Matrix]], Mapping[str, Matrix]],
+) -> Hessians:
+    """Hessians of each block from a model whose earlier blocks are quantized already.
+
+    Parameters
+    ----------
+    model : as for :func:`collect_hessians`; its weights change meanwhile and come back
+    batches : (B, T) int64 token ids each; there is a pass over them for every block
+    rounded : takes the names of parameters and Hessians of some of them, and gives the weights
+        (rows, cols) that the export will make of those that it quantizes
+
+    Notes
+    -----
+    What lies outside of the blocks comes first, as every block is behind it. On a language model of
+    33.6 M weights at 2.4 bits each this gave 0.00003 bits per byte and 0.13 % of the bytes
+    (docs/experiments.md).
+
+    References
+    ----------
+    Frantar et al., "GPTQ" (2023), section 4: inputs of a block are those of the quantized model.
+    """
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    matrices: dict[str, Matrix] = {}
+    n_tokens = 0
+    try:
+        for names in _in_sequence(model):
+            found = collect_hessians(model, batches, only=names)
+            n_tokens = found.n_tokens
+            matrices |= found.matrices
+            for name, array in rounded(names, found.matrices).items():
+                parameter = model.get_parameter(name)
+                with torch.no_grad():
+                    parameter.copy_(torch.from_numpy(array).view(parameter.shape))
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                model.get_parameter(name).copy_(weight)
+    return Hessians(matrices=matrices, row_sensitivities=None, n_tokens=n_tokens)
+
+
+def _in_sequence(model: Transformer) -> list[list[str]]:
+    """Names of parameters: those outside of the blocks, then block by block."""
+    groups: dict[str, list[str]] = {"": []}
+    for name, _ in model.named_parameters():
+        block = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""
+        groups.setdefault(block, []).append(name)
+    return list(groups.values())
+
+
+def _add_gradients(
+    model: Transformer, hidden_BTD: Tensor, sums: Moments, generator: torch.Generator
 ) -> None:
-    hidden_BTD = model.hidden(tokens_BT)
-    sums.add_input(_head_name(model), hidden_BTD)
-    sums.forget_input()
-    sums.n_tokens += tokens_BT.numel()
-    if generator is None:
-        return
     logits_NV = model.logits(hidden_BTD).flatten(0, 1)
     probabilities_NV = torch.softmax(logits_NV.detach(), -1)
     labels_N = torch.multinomial(probabilities_NV, 1, generator=generator).squeeze(1)

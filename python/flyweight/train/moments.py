@@ -5,7 +5,7 @@ Shapes: R rows and C cols of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,10 +49,14 @@ class Moments:
         self._last = None
 
     @contextmanager
-    def collecting(self, model: nn.Module) -> Iterator[None]:
+    def collecting(self, model: nn.Module, only: Container[str] | None = None) -> Iterator[None]:
         """Add up what the linears and tables of a model meet while the block runs.
 
         Inputs always; gradients where they are enabled, for which lookups are made to ask for them.
+
+        Parameters
+        ----------
+        only : names of the weights that are looked at; None is all
         """
 
         def of_linear(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -75,6 +79,8 @@ class Moments:
 
         handles = []
         for name, module in model.named_modules():
+            if only is not None and f"{name}.weight" not in only:
+                continue
             if isinstance(module, nn.Linear):
                 handles.append(module.register_forward_hook(of_linear(f"{name}.weight")))
             elif isinstance(module, nn.Embedding):
