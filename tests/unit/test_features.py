@@ -315,9 +315,10 @@ def test_hessians_add_up_the_passes_of_a_block() -> None:
 def test_quantization_aware_loss_recurs_too() -> None:
     model, ids = build(EVERYTHING), tokens((2, 13))
     rules = (QuantRule(match="blocks.*.weight", bits=4, scale="sdclip", k=8.0),)
-    fake = FakeQuant(model, QuantConfig(rules=rules, min_elements=1), is_soft=False, method="loss")
+    fake = FakeQuant(model, QuantConfig(rules=rules, min_elements=1), is_soft=False)
     assert len(fake.covered) == 6 * 6
-    found = fake(ids[:, :-1], ids[:, 1:])
+    with fake.applied(1.0):
+        found = model.loss(ids[:, :-1], ids[:, 1:])
     rounded = build(EVERYTHING)
     with torch.no_grad():
         for name, weights in fake.weights().items():

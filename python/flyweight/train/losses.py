@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -21,8 +22,6 @@ __all__ = ["LossFunction", "Losses", "fastest_operations"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets (B, T) to their mean cross-entropy in nats."""
-_Phase = tuple[bool, bool]
-"""Whether layers are repeated, and whether weights are rounded."""
 
 
 class Losses:
@@ -35,8 +34,8 @@ class Losses:
 
     Attributes
     ----------
-    hardness : of the rounding in the loss that was picked last; 0 is the plain loss, and None
-        means that there is no other
+    hardness : of the rounding in the loss that was picked last; 0 is none yet, and None that there
+        will be none
 
     Raises
     ------
@@ -45,33 +44,23 @@ class Losses:
 
     Notes
     -----
-    A graph for each phase instead of one with switches: a phase costs nothing before it starts, and
-    as all are compiled before the clock starts, nothing then either (docs/decisions/0010).
+    Recurrence has a graph of its own, and both are compiled before the clock starts. Rounding has
+    none: the same graph gets other weights (docs/decisions/0013).
     """
 
     def __init__(
         self, model: Transformer, config: TrainConfig, quantize: QuantConfig | None
     ) -> None:
         self.hardness: float | None = None
-        self._qat = config.qat
         self._recur_start = config.recur_start_fraction if model.config.recur_passes else 0.0
         model.use(fastest_operations(model))
-        self._functions: dict[_Phase, LossFunction] = {
-            (True, False): model.loss,
-            (False, False): model.loss_once,
-        }
-        self._fakes: dict[_Phase, FakeQuant] = {}
-        self._graphs = 0
+        self._functions: dict[bool, LossFunction] = {True: model.loss, False: model.loss_once}
+        self._qat, self._graphs = config.qat, 0
         if self._qat is None:
             return
         if quantize is None:
             raise InvalidArgumentError("quantization-aware training needs a quantization config")
-        is_soft = self._qat.method == "soft-round"
-        phases = {self._phase(spent)[0] for spent in (self._qat.start_fraction, 1.0)}
-        for recurs in phases:
-            method = "loss" if recurs else "loss_once"
-            fake = FakeQuant(model, quantize, is_soft=is_soft, method=method)
-            self._fakes[recurs, True] = self._functions[recurs, True] = fake
+        self._fake = FakeQuant(model, quantize, is_soft=self._qat.method == "soft-round")
 
     def compile(self, spent: float) -> list[LossFunction]:
         """Have what a run meets compiled on first use: the caller uses each of them once.
@@ -80,12 +69,30 @@ class Losses:
         ----------
         spent : share of the budget that is gone
         """
-        starts = [self._recur_start] + ([self._qat.start_fraction] if self._qat else [])
-        phases = {self._phase(max(spent, start)): None for start in (spent, *sorted(starts))}
-        for phase in phases:
-            function = self._functions[phase]
-            self._functions[phase] = torch.compile(function, fullgraph=True, dynamic=False)
-        return [self._functions[phase] for phase in phases]
+        phases = [True] if spent >= self._recur_start else [False, True]
+        for recurs in phases:
+            function = self._functions[recurs]
+            self._functions[recurs] = torch.compile(function, fullgraph=True, dynamic=False)
+        return [self._functions[recurs] for recurs in phases]
+
+    def pick(self, spent: float) -> LossFunction:
+        """The loss for a step, to be called under :meth:`rounding`.
+
+        Parameters
+        ----------
+        spent : share of the budget that is gone
+        """
+        if self._qat is not None:
+            self.hardness = rounding_hardness(
+                spent,
+                start_fraction=self._qat.start_fraction,
+                anneal_fraction=self._qat.anneal_fraction,
+            )
+        return self._functions[spent >= self._recur_start]
+
+    def rounding(self) -> AbstractContextManager[None]:
+        """Round the weights, if it is time, for all losses and gradients of a step."""
+        return self._fake.applied(self.hardness) if self.hardness else nullcontext()
 
     def start_counting(self) -> None:
         """From here on a graph that is compiled counts as a recompilation."""
@@ -95,29 +102,6 @@ class Losses:
     def recompilations(self) -> int:
         """Graphs compiled since :meth:`start_counting`, in the whole process."""
         return int(counters["stats"]["unique_graphs"] - self._graphs)
-
-    def pick(self, spent: float) -> LossFunction:
-        """The loss for a step, with scales of the weights as they are now.
-
-        Parameters
-        ----------
-        spent : share of the budget that is gone
-        """
-        phase = self._phase(spent)
-        if self._qat is not None:
-            self.hardness = rounding_hardness(
-                spent,
-                start_fraction=self._qat.start_fraction,
-                anneal_fraction=self._qat.anneal_fraction,
-            )
-        if phase in self._fakes:
-            self._fakes[phase].hardness.fill_(self.hardness or 0.0)
-            self._fakes[phase].refresh()
-        return self._functions[phase]
-
-    def _phase(self, spent: float) -> _Phase:
-        rounds = self._qat is not None and spent >= self._qat.start_fraction
-        return spent >= self._recur_start, rounds
 
 
 def fastest_operations(model: Transformer) -> Operations:

@@ -213,8 +213,9 @@ def _step(state: TrainState, job: _Job, loss_function: LossFunction, lr_scale: f
     if device.type == "cuda":
         batch = batch.pin_memory()
     total = torch.zeros((), device=device)
-    for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
-        total += _backward(loss_function, tokens, job.parts)
+    with job.losses.rounding():
+        for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
+            total += _backward(loss_function, tokens, job.parts)
     metrics = reduce_and_clip(
         state.muon, state.adamw, total, max_norm=job.config.grad_clip, world=job.world
     )
