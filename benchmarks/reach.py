@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-__all__ = ["Goal", "bitpack_goals", "fit_goals", "goals", "gptq_goals"]
+__all__ = ["Goal", "bitpack_goals", "fit_goals", "goals", "gptq_goals", "train_goals"]
 
 Record = dict[str, Any]
 MINILM = ("S6", "S5", "S4", "SD6")
@@ -122,6 +122,29 @@ def fit_goals(record: Record) -> list[Goal]:
     clock = {"with sensitivities": record["seconds"]["calibrate"]}
     words = f"calibration, {record['settings']['calibration_tokens']:,} tokens, seconds"
     found.append(_judged(words, "at most 5", clock, max, lambda v: v <= 5, "{:.1f}"))
+    return found
+
+
+def train_goals(record: Record) -> list[Goal]:
+    """Recipes against the scripts they reproduce."""
+    speeds, memory, losses = {}, {}, {}
+    for row in record["speed"]:
+        ours, theirs = row["ours"], row.get("theirs", {})
+        if "tokens_per_second" in ours and "tokens_per_second" in theirs:
+            speeds[row["system"]] = ours["tokens_per_second"] / theirs["tokens_per_second"]
+        if ours.get("peak_bytes") and theirs.get("peak_bytes"):
+            memory[row["system"]] = ours["peak_bytes"] / theirs["peak_bytes"]
+    for row in record["loss"]:
+        theirs = row.get("theirs", {}).get("loss_at", {})
+        for step, loss in row["ours"].get("loss_at", {}).items():
+            if step in theirs:
+                losses[f"{row['system']}, step {step}"] = loss - theirs[step]
+    words = "tokens a second over those of the script"
+    found = [_judged(words, "at least 1.25x", speeds, min, lambda v: v >= 1.25, "{:.2f}x")]
+    words = "peak memory over that of the script"
+    found.append(_judged(words, "at most 1x", memory, max, lambda v: v <= 1, "{:.2f}x"))
+    words = "loss at equal tokens above that of the script, nats"
+    found.append(_judged(words, "at most 0.01", losses, max, lambda v: v <= 0.01, "{:+.4f}"))
     return found
 
 

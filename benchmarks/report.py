@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals
+from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals, train_goals
 
 __all__ = ["page"]
 
@@ -270,12 +270,49 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _train(record: Record) -> Iterable[str]:
+    """Recipes beside published scripts."""
+    settings = record["settings"]
+    yield f"## Training beside the published scripts on one {settings['device']}\n"
+    yield (
+        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
+        f"{settings['torch']}; both sides by torch's attention, each in a process of its own. "
+        f"Speed over {settings['steps'] - settings['first_timed']} steps at the recipe's batch, "
+        "compilation outside; losses are means over 20 steps of 262,144 tokens.\n"
+    )
+    yield _goal_table(train_goals(record))
+    losses = {row["system"]: row for row in record["loss"]}
+    header = ("recipe", "tokens/s", "of the script", "ratio", "GiB", "of the script")
+    header += ("s to compile", "recompilations", "loss at 200, 500", "of the script")
+    rows = [_train_row(row, losses.get(row["system"], {})) for row in record["speed"]]
+    yield _table(header, rows)
+
+
+def _train_row(row: Record, losses: Record) -> list[str]:
+    ours, theirs = row["ours"], row.get("theirs", {})
+    speeds = [side.get("tokens_per_second", 0.0) for side in (ours, theirs)]
+    ratio = f"{speeds[0] / speeds[1]:.2f}x" if all(speeds) else ""
+    peaks = [side.get("peak_bytes") or 0 for side in (ours, theirs)]
+    memory = [f"{peak / 2**30:.1f}" if peak else "" for peak in peaks]
+    at = [losses.get(side, {}).get("loss_at", {}).values() for side in ("ours", "theirs")]
+    return [
+        row["system"],
+        *(f"{speed:,.0f}" if speed else "" for speed in speeds),
+        ratio,
+        *memory,
+        f"{ours['compile_seconds']:.0f}" if "compile_seconds" in ours else "failed",
+        str(ours.get("recompilations", "")),
+        *(", ".join(f"{loss:.4f}" for loss in values) for values in at),
+    ]
+
+
 TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "bitpack": _bitpack,
     "codec": _codec,
     "fit": _fit,
     "fit-minilm": _minilm,
     "gptq": _gptq,
+    "train": _train,
 }
 """Sections by topic, the first part of a record's name."""
 

@@ -1,0 +1,104 @@
+"""Published scripts are run, read and ended, and their figures stand beside ours."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks are not in packages")
+
+SCRIPT = """\
+import os, sys, time
+import flash_attn_interface
+steps = int(os.environ["ITERATIONS"])
+for s in range(1, steps + 1):
+    print(f"step:{s}/{steps} train_loss:{7 - s / 100:.4f} train_time:{s * 20}ms step_avg:20.00ms")
+if os.environ["SEED"] == "hangs":
+    time.sleep(600)
+print("peak memory allocated: 100 MiB reserved: 200 MiB")
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and FOLDER.name in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+
+
+def peer(peers: ModuleType, folder: Path, seed: str, max_seconds: float) -> Any:
+    (folder / "script.py").write_text(SCRIPT)
+    return peers.run_script(
+        folder / "script.py",
+        folder / "run",
+        data=folder,
+        tokenizer=folder / "x.model",
+        steps=30,
+        settings={"SEED": seed},
+        max_seconds=max_seconds,
+    )
+
+
+def test_a_script_is_read_and_ended(module: Any, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    found = peer(module("train_peers"), tmp_path, "0", 300)
+    assert time.perf_counter() - started < 250
+    assert found.losses[30] == pytest.approx(6.7)
+    assert found.milliseconds[30] == 600
+    assert found.peak_bytes == 100 << 20
+    summary = module("bench_train")._summary(found.losses, found.milliseconds, 1000)
+    assert summary["tokens_per_second"] == pytest.approx(50_000)
+
+
+def test_goals_compare_what_both_have(module: Any) -> None:
+    record: dict[str, Any] = {
+        "date": "2026-01-01",
+        "fingerprint": {"commit": "abc"},
+        "settings": {"device": "a GPU", "torch": "2.11", "steps": 50, "first_timed": 10},
+        "speed": [
+            {
+                "system": "pr585",
+                "ours": {
+                    "tokens_per_second": 1.2e6,
+                    "peak_bytes": 23 << 30,
+                    "compile_seconds": 41.0,
+                    "recompilations": 0,
+                },
+                "theirs": {"tokens_per_second": 1e6, "peak_bytes": 26 << 30},
+            },
+            {"system": "pr1123", "ours": {"failed": 1}},
+        ],
+        "loss": [
+            {
+                "system": "pr585",
+                "ours": {"loss_at": {"200": 2.5, "500": 2.25}},
+                "theirs": {"loss_at": {"200": 2.51, "500": 2.21}},
+            }
+        ],
+    }
+    speed, memory, loss = module("reach").train_goals(record)
+    assert (speed.found, speed.verdict) == ("1.20x (pr585)", "missed")
+    assert (memory.found, memory.verdict) == ("0.88x (pr585)", "reached")
+    assert (loss.found, loss.verdict) == ("+0.0400 (pr585, step 500)", "missed")
+    page = "\n".join(module("report")._train(record))
+    assert "| pr585 | 1,200,000 | 1,000,000 | 1.20x | 23.0 | 26.0 | 41 | 0 |" in page
+    assert "| pr1123 |  |  |  |  |  | failed |" in page
