@@ -118,7 +118,10 @@ def test_runs() -> None:
     scores = dict.fromkeys(("float", "quantized", "sliding", "ttt"), 1.0)
     facts: dict[str, Any] = {stage: {} for stage in STAGES} | {
         "train": dict.fromkeys(
-            ("steps", "tokens", "seconds", "compile_seconds", "final_loss", "tokens_per_second")
+            (
+                *("steps", "tokens", "seconds", "compile_seconds", "stall_seconds"),
+                *("recompilations", "final_loss", "tokens_per_second"),
+            )
         )
         | {"device": "cpu", "processes": 1},
         "code": {"model_bytes": 1, "by_class": {}},

@@ -131,7 +131,9 @@ def test_training_learns_and_reports(data: Path, tmp_path: Path) -> None:
     assert result.tokens_per_second == pytest.approx(result.tokens / result.seconds)
     lines = log_of(result)
     assert [line["step"] for line in lines] == [1, *range(5, 61, 5)]
-    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "tokens", "seconds"}
+    assert set(lines[0]) == {
+        *("step", "loss", "grad_norm", "lr", "tokens", "seconds", "stall_seconds")
+    }
     assert lines[0]["loss"] == pytest.approx(math.log(32), abs=0.1)
     assert lines[0]["lr"] == pytest.approx(0.025 / 2)
     assert lines[-1]["lr"] < 0.025 * 0.05

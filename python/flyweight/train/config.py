@@ -135,6 +135,8 @@ class TrainConfig:
     """Forward and backward passes per optimizer step, each with an equal share of the batch."""
     shuffle: bool = False
     """Draw sequences in an order shuffled anew each epoch, not in the order of the shards."""
+    data_end: Literal["wrap", "stop"] = "wrap"
+    """What comes behind the last token: the first one again, or the end of the run."""
     max_steps: int = 0
     """Budget in optimizer steps; 0 is no limit."""
     max_seconds: float = 0.0
@@ -185,6 +187,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("warmdown_fraction", "lr_floor", "ema_decay", "swa_below"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _require_one_of(self.data_end, "data_end", ("wrap", "stop"))
         _require_one_of(self.average, "average", ("ema", "swa", "hma", "none"))
         if self.average == "hma":
             decay = self.ema_decay

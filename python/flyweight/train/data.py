@@ -62,6 +62,11 @@ class TokenStream:
         """Tokens in all shards together."""
         return int(self._ends[-1])
 
+    @property
+    def num_batches(self) -> int:
+        """Batches until the ring begins again."""
+        return (self.num_tokens - 1) // (self._seq_len * self._batch_sequences)
+
     def batch(self, step: int) -> NDArray[np.int64]:
         """Token ids of the batch of a step, counted from 0.
 

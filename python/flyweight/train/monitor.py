@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from flyweight.errors import DataError
 from flyweight.interop import atomic_write
+from flyweight.train.curve import open_events, write_curve
+from flyweight.train.speed import Speedometer
 
 __all__ = ["Monitor", "StepRecord"]
 
@@ -38,6 +40,8 @@ class StepRecord:
     """Share of the budget that is gone."""
     qat: float | None = None
     """How hard weights were rounded, 0 to 1; None without quantization-aware training."""
+    stall_seconds: float = 0.0
+    """What steps have waited for their batches so far."""
 
 
 class Monitor:
@@ -49,6 +53,7 @@ class Monitor:
         before its next checkpoint, and are dropped
     start_step, start_loss : steps already done, and the loss of the last of them
     log_steps : steps between lines
+    speedometer : what a loss and a speed come to
     progress : show a bar on stderr
 
     Attributes
@@ -64,12 +69,15 @@ class Monitor:
         start_step: int,
         start_loss: float,
         log_steps: int,
+        speedometer: Speedometer,
         progress: bool,
     ) -> None:
         self.loss = start_loss
         self.last_checkpoint = "no checkpoint was written yet"
         self._path = Path(path)
         self._log_steps = log_steps
+        self._speedometer = speedometer
+        self._events = open_events(self._path.parent / "tensorboard", start_step)
         self._pending: StepRecord | None = None
         self._bar = tqdm(
             total=1.0,
@@ -91,6 +99,10 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.close()
+        if self._events is not None:
+            self._events.close()
+        if kind is None:
+            write_curve(self._path, self._path.with_name("loss.svg"))
 
     def record(self, record: StepRecord) -> None:
         """Take note of a step, which is looked at later."""
@@ -115,10 +127,8 @@ class Monitor:
             )
         if record.step % self._log_steps == 0 or record.step == 1:
             self._write(record, grad_norm)
-        speed = record.tokens / record.seconds if record.seconds else 0.0
-        self._bar.set_postfix_str(
-            f"step {record.step} loss {self.loss:.3f} {speed:,.0f} tokens/s", refresh=False
-        )
+        shown = self._speedometer.text(self.loss, record.tokens, record.seconds)
+        self._bar.set_postfix_str(f"step {record.step} {shown}", refresh=False)
         self._bar.update(min(record.spent, 1.0) - self._bar.n)
 
     def _write(self, record: StepRecord, grad_norm: float) -> None:
@@ -129,11 +139,16 @@ class Monitor:
             "lr": record.lr,
             "tokens": record.tokens,
             "seconds": round(record.seconds, 3),
+            "stall_seconds": round(record.stall_seconds, 3),
         }
         if record.qat is not None:
             line["qat"] = record.qat
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for name in ("loss", "grad_norm", "lr", "tokens", "qat"):
+                if name in line:
+                    self._events.add_scalar(name, line[name], record.step)
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:

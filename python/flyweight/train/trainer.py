@@ -19,13 +19,16 @@ from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
+from flyweight.train.diagnose import memory_explained
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
 from flyweight.train.losses import Losses, LossFunction
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
+from flyweight.train.prefetch import Prefetcher
 from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
+from flyweight.train.speed import Speedometer
 from flyweight.train.state import TrainState, load_state, new_state, save_state
 
 __all__ = ["TrainResult", "train"]
@@ -48,6 +51,8 @@ class TrainResult:
     """Training clock, over all lives of the run."""
     compile_seconds: float
     """Time spent compiling in this life, outside the clock."""
+    stall_seconds: float
+    """What steps of this life have waited for their batches, inside of the clock."""
     recompilations: int
     """Graphs compiled inside the clock in this life; there should be none."""
     final_loss: float
@@ -125,16 +130,21 @@ def train(
         shuffle_seed=seed if config.shuffle else None,
     )
     state = new_state(model_config, config, seed=seed, world=world)
+    if config.data_end == "stop":
+        steps = stream.num_batches
+        config = dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
     settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
     losses = Losses(state.model, config, quantize)
     parts = passes(config.batch_sequences, config.accumulation_steps, world)
-    job = _Job(config=config, stream=stream, losses=losses, parts=parts, world=world)
-    compile_seconds = _prepare(state, job)
+    job = _Job(config=config, losses=losses, parts=parts, world=world)
+    with memory_explained(model_config, config, parts, world):
+        compile_seconds = _prepare(state, job)
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
-    with _monitor(out / "log.jsonl", state, job, progress=progress) as monitor:
+    speedometer = Speedometer.of(model_config, data_folder, world)
+    with _monitor(out / "log.jsonl", state, job, speedometer, progress=progress) as monitor:
 
         def save() -> None:
             if monitor is not None:
@@ -144,10 +154,20 @@ def train(
             if monitor is not None:
                 monitor.last_checkpoint = f"{state_path} holds step {state.step}"
 
-        _loop(state, job, monitor, save)
+        with (
+            Prefetcher(
+                stream,
+                first_step=state.step,
+                share=lambda batch: batch[world.share(len(batch))],
+                pin=world.device.type == "cuda",
+            ) as batches,
+            memory_explained(model_config, config, parts, world),
+        ):
+            _loop(state, job, batches, monitor, save)
+            stall_seconds = batches.stall_seconds
     if world.is_first:
         save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, job, out, compile_seconds)
+    return _result(state, job, out, compile_seconds, stall_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,14 +175,19 @@ class _Job:
     """What stays the same through a run."""
 
     config: TrainConfig
-    stream: TokenStream
     losses: Losses
     parts: int
     """Forward and backward passes of this process in a step."""
     world: World
 
 
-def _loop(state: TrainState, job: _Job, monitor: Monitor | None, save: Callable[[], None]) -> None:
+def _loop(
+    state: TrainState,
+    job: _Job,
+    batches: Prefetcher,
+    monitor: Monitor | None,
+    save: Callable[[], None],
+) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
     config, losses = job.config, job.losses
     seconds_before, started = state.seconds, time.perf_counter()
@@ -170,7 +195,8 @@ def _loop(state: TrainState, job: _Job, monitor: Monitor | None, save: Callable[
     with sigint_noted(again_raises=job.world.size == 1) as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
-            metrics = _step(state, job, losses.pick(spent), scale)
+            batch = batches.take(state.step)
+            metrics = _step(state, job, batch, losses.pick(spent), scale)
             if monitor is not None:
                 monitor.look()  # waits for the step before: the device has this one to go on with
             now = time.perf_counter()
@@ -191,6 +217,7 @@ def _loop(state: TrainState, job: _Job, monitor: Monitor | None, save: Callable[
                         seconds=state.seconds,
                         spent=_spent(state, config),
                         qat=losses.hardness,
+                        stall_seconds=batches.stall_seconds,
                     )
                 )
             if is_interrupted:
@@ -205,13 +232,11 @@ def _loop(state: TrainState, job: _Job, monitor: Monitor | None, save: Callable[
         save()
 
 
-def _step(state: TrainState, job: _Job, loss_function: LossFunction, lr_scale: float) -> Tensor:
+def _step(
+    state: TrainState, job: _Job, batch: Tensor, loss_function: LossFunction, lr_scale: float
+) -> Tensor:
     """One optimizer step; returns mean loss and gradient norm, still on the device."""
     device = job.world.device
-    batch = torch.from_numpy(job.stream.batch(state.step))
-    batch = batch[job.world.share(len(batch))]
-    if device.type == "cuda":
-        batch = batch.pin_memory()
     total = torch.zeros((), device=device)
     with job.losses.rounding():
         for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
@@ -255,7 +280,7 @@ def _prepare(state: TrainState, job: _Job) -> float:
 
 @contextmanager
 def _monitor(
-    path: Path, state: TrainState, job: _Job, *, progress: bool
+    path: Path, state: TrainState, job: _Job, speedometer: Speedometer, *, progress: bool
 ) -> Iterator[Monitor | None]:
     """What shows the run, in the first process alone."""
     if not job.world.is_first:
@@ -266,6 +291,7 @@ def _monitor(
         start_step=state.step,
         start_loss=state.loss,
         log_steps=job.config.log_steps,
+        speedometer=speedometer,
         progress=progress,
     ) as monitor:
         yield monitor
@@ -314,13 +340,16 @@ def _with_budget(
     )
 
 
-def _result(state: TrainState, job: _Job, out: Path, compile_seconds: float) -> TrainResult:
+def _result(
+    state: TrainState, job: _Job, out: Path, compile_seconds: float, stall_seconds: float
+) -> TrainResult:
     tokens = _tokens(state, job.config)
     return TrainResult(
         steps=state.step,
         tokens=tokens,
         seconds=state.seconds,
         compile_seconds=compile_seconds,
+        stall_seconds=stall_seconds,
         recompilations=job.losses.recompilations,
         final_loss=state.loss,
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,

@@ -1,0 +1,84 @@
+"""What a training loss and a speed come to: bits per byte, and the share of the device in use."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from flyweight.data.facts import DATA_FILE, DataInfo
+from flyweight.model.config import ModelConfig
+from flyweight.model.parameters import parameter_counts
+from flyweight.train.distributed import World
+
+__all__ = ["Speedometer", "flops_per_token"]
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 products a second that data sheets name, by a part of the device's name."""
+_LOOKUPS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Operations of a forward and backward pass, per token.
+
+    Notes
+    -----
+    Six for each weight that is multiplied, repeated layers as often as they run, and twelve for
+    each channel, key and layer of attention, of which a causal mask leaves half (Chowdhery et al.,
+    arXiv:2204.02311, appendix B). Lookups are free, a tied head is not.
+    """
+    counts = parameter_counts(config)
+    blocks = sum(count for name, count in counts.items() if name.startswith("blocks."))
+    rest = sum(
+        count
+        for name, count in counts.items()
+        if not name.startswith("blocks.") and name not in _LOOKUPS
+    )
+    head = config.vocab_size * config.model_dim if config.tied_embeddings else 0
+    passes = len(config.layer_order())
+    attention = 6 * config.seq_len * config.model_dim * passes
+    return 6 * (blocks * passes / config.num_layers + rest + head) + attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedometer:
+    """Puts numbers about a run into words; what is not known is left out."""
+
+    bytes_per_token: float | None
+    """Of the text that is trained on, or else of the validation text."""
+    flops_per_token: float
+    """Of the model with all its repeated layers."""
+    peak_flops: float | None
+    """Of all devices together, a second."""
+
+    @classmethod
+    def of(cls, model: ModelConfig, data: str | os.PathLike[str], world: World) -> Self:
+        """For a model, on the shards of a folder, on the devices of a run."""
+        ratio = None
+        if (Path(data) / DATA_FILE).exists():
+            info = DataInfo.read(Path(data))
+            known = [s for s in (info.train, info.val) if s.scored_bytes and s.scored_targets]
+            ratio = known[0].scored_bytes / known[0].scored_targets if known else None  # type: ignore[operator]
+        is_cuda = world.device.type == "cuda"
+        name = torch.cuda.get_device_name(world.device) if is_cuda else ""
+        peak = next((flops for part, flops in PEAKS.items() if part in name), None)
+        return cls(
+            bytes_per_token=ratio,
+            flops_per_token=flops_per_token(model),
+            peak_flops=peak and peak * world.size,
+        )
+
+    def text(self, loss: float, tokens: int, seconds: float) -> str:
+        """One line: loss in nats per token, bits per byte, tokens a second, share of the peak."""
+        speed = tokens / seconds if seconds else 0.0
+        parts = [f"loss {loss:.3f}"]
+        if self.bytes_per_token is not None:
+            parts.append(f"~{loss / math.log(2) / self.bytes_per_token:.3f} bpb")
+        parts.append(f"{speed:,.0f} tokens/s")
+        if self.peak_flops is not None:
+            parts.append(f"MFU {speed * self.flops_per_token / self.peak_flops:.0%}")
+        return " ".join(parts)

@@ -1,0 +1,189 @@
+"""What a run shows of itself, and batches made ahead of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from flyweight.data.shards import write_shard
+from flyweight.errors import DataError, RecipeError
+from flyweight.model.config import ModelConfig
+
+torch = pytest.importorskip("torch")
+
+from flyweight.train.config import TrainConfig  # noqa: E402
+from flyweight.train.curve import open_events, write_curve  # noqa: E402
+from flyweight.train.data import TokenStream  # noqa: E402
+from flyweight.train.prefetch import DEPTH, Prefetcher  # noqa: E402
+from flyweight.train.speed import Speedometer, flops_per_token  # noqa: E402
+from flyweight.train.trainer import train  # noqa: E402
+from published_configs import PUBLISHED  # noqa: E402
+
+MODEL = ModelConfig(
+    vocab_size=32,
+    num_layers=2,
+    model_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_hidden=32,
+    seq_len=8,
+    rope_dims=4,
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    tokens = np.random.default_rng(0).integers(2, 32, size=1001).astype(np.uint16)
+    write_shard(tmp_path / "fineweb_train_000000.bin", tokens)
+    return tmp_path
+
+
+def stream_of(data: Path) -> TokenStream:
+    return TokenStream(data, batch_sequences=4, seq_len=8, vocab_size=32, shuffle_seed=3)
+
+
+def test_batches_are_those_of_the_stream(data: Path) -> None:
+    plain = stream_of(data)
+    half = slice(2, 4)
+    with Prefetcher(
+        stream_of(data), first_step=5, share=lambda batch: batch[half], pin=False
+    ) as batches:
+        for step in range(5, 60):
+            assert np.array_equal(batches.take(step).numpy(), plain.batch(step)[half])
+    assert batches.stall_seconds > 0
+
+
+def test_batches_are_made_ahead_and_not_beyond(data: Path) -> None:
+    stream, made = stream_of(data), []
+    batch = stream.batch
+
+    def counted(step: int) -> np.ndarray:
+        made.append(step)
+        return batch(step)
+
+    stream.batch = counted  # type: ignore[method-assign]
+    with Prefetcher(stream, first_step=0, share=lambda b: b, pin=False) as batches:
+        batches.take(0)
+        deadline = time.perf_counter() + 30
+        while len(made) < DEPTH + 2 and time.perf_counter() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert made == list(range(DEPTH + 2))  # one taken, some ready, one in hand
+    time.sleep(0.05)
+    assert len(made) <= DEPTH + 3  # the thread has ended
+
+
+def test_an_error_of_the_thread_is_raised_where_batches_are_taken(data: Path) -> None:
+    stream = TokenStream(data, batch_sequences=4, seq_len=8, vocab_size=20)
+    ends = pytest.raises(DataError, match="vocabulary ends at 19")
+    with Prefetcher(stream, first_step=0, share=lambda b: b, pin=False) as batches, ends:
+        batches.take(0)
+
+
+def test_data_that_ends_wraps_or_stops(data: Path, tmp_path: Path) -> None:
+    config = TrainConfig(batch_sequences=4, max_steps=40, device="cpu")
+    wrapped = train(MODEL, config, data, tmp_path / "a", seed=0, progress=False)
+    assert wrapped.steps == 40
+    assert stream_of(data).num_batches == 31  # 1,000 targets, 32 a batch
+    stopping = dataclasses.replace(config, data_end="stop")
+    stopped = train(MODEL, stopping, data, tmp_path / "b", seed=0, progress=False)
+    assert stopped.steps == 31
+    lines = (tmp_path / "b/log.jsonl").read_text().splitlines()
+    assert 0 <= json.loads(lines[-1])["stall_seconds"] <= stopped.stall_seconds + 1e-3
+
+
+def test_the_curve_is_a_picture_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    lines = [{"step": step, "loss": 7 - step / 1000} for step in range(1, 3001)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_curve(log, tmp_path / "loss.svg")
+    root = ElementTree.parse(tmp_path / "loss.svg").getroot()
+    [curve] = root.findall("{http://www.w3.org/2000/svg}polyline")
+    points = [tuple(map(float, point.split(","))) for point in curve.get("points", "").split()]
+    assert 500 <= len(points) <= 1000
+    assert points == sorted(points)
+    assert [y for _, y in points] == sorted(y for _, y in points)  # falls: y grows downwards
+
+
+def test_one_line_makes_no_curve(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 6.9}\n')
+    write_curve(log, tmp_path / "loss.svg")
+    assert not (tmp_path / "loss.svg").exists()
+
+
+def test_without_tensorboard_there_are_no_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flyweight.train.curve.find_spec", lambda name: None)
+    assert open_events(tmp_path / "events", 0) is None
+    assert not (tmp_path / "events").exists()
+
+
+def test_events_are_those_of_the_log(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="event files are for those who have TensorBoard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = TrainConfig(batch_sequences=4, max_steps=6, device="cpu", log_steps=2)
+    train(MODEL, config, data, tmp_path / "run", seed=0, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("loss")}
+    assert found == {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in lines}
+
+
+def test_speed_in_words() -> None:
+    known = Speedometer(bytes_per_token=2.5, flops_per_token=2e8, peak_flops=1e15)
+    assert known.text(3.4657359, 2_000_000, 2.0) == (
+        "loss 3.466 ~2.000 bpb 1,000,000 tokens/s MFU 20%"
+    )
+    unknown = Speedometer(bytes_per_token=None, flops_per_token=2e8, peak_flops=None)
+    assert unknown.text(3.0, 0, 0.0) == "loss 3.000 0 tokens/s"
+
+
+def test_flops_of_a_token() -> None:
+    """PR #585: 31,719,424 weights in blocks, 131,072 in projections, the tied head, attention."""
+    config = PUBLISHED["pr585"]()
+    weights = 31_719_424 + 2 * 65_536 + 524_288
+    attention = 6 * 2048 * 512 * 11
+    assert flops_per_token(config) == pytest.approx(6 * weights + attention, rel=1e-3)
+    off = {"recur_first": 0, "recur_last": 0, "recur_passes": 0}
+    once = flops_per_token(dataclasses.replace(PUBLISHED["pr1539"](), **off))
+    layers = 11_534_336 * 2 + 5_767_168 + 2_883_584
+    more = 3 / 11 * (6 * layers + 6 * 2048 * 512 * 11)
+    assert flops_per_token(PUBLISHED["pr1539"]()) - once == pytest.approx(more, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "accumulation", "advice"),
+    [
+        (8, 1, "raise accumulation_steps from 1 to 2"),
+        (6, 3, "raise accumulation_steps from 3 to 6"),
+        (4, 4, "one sequence at a time already: lower model.seq_len"),
+    ],
+)
+def test_too_little_memory_says_what_to_change(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sequences: int,
+    accumulation: int,
+    advice: str,
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr("flyweight.train.trainer._backward", full)
+    config = TrainConfig(
+        batch_sequences=sequences, accumulation_steps=accumulation, max_steps=4, device="cpu"
+    )
+    with pytest.raises(RecipeError, match=advice) as caught:
+        train(MODEL, config, data, tmp_path / "run", seed=0, progress=False)
+    assert f"{sequences // accumulation} sequences of 8 tokens" in str(caught.value)
