@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,9 +18,11 @@ from flyweight.model.config import ModelConfig
 
 torch = pytest.importorskip("torch")
 
+from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train.config import TrainConfig  # noqa: E402
 from flyweight.train.curve import open_events, write_curve  # noqa: E402
 from flyweight.train.data import TokenStream  # noqa: E402
+from flyweight.train.diagnose import why_not_finite  # noqa: E402
 from flyweight.train.prefetch import DEPTH, Prefetcher  # noqa: E402
 from flyweight.train.speed import Speedometer, flops_per_token  # noqa: E402
 from flyweight.train.trainer import train  # noqa: E402
@@ -42,6 +45,15 @@ def data(tmp_path: Path) -> Path:
     tokens = np.random.default_rng(0).integers(2, 32, size=1001).astype(np.uint16)
     write_shard(tmp_path / "fineweb_train_000000.bin", tokens)
     return tmp_path
+
+
+def a_model() -> Transformer:
+    model = Transformer(MODEL)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 def stream_of(data: Path) -> TokenStream:
@@ -187,3 +199,65 @@ def test_too_little_memory_says_what_to_change(
     with pytest.raises(RecipeError, match=advice) as caught:
         train(MODEL, config, data, tmp_path / "run", seed=0, progress=False)
     assert f"{sequences // accumulation} sequences of 8 tokens" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("blocks.1.mlp.fc.weight", r"what blocks\.1\.mlp\.fc gives is not finite"),
+        ("blocks.0.attn.q_gain", "what blocks.0.attn"),
+    ],
+)
+def test_a_layer_that_overflows_is_named(where: str, message: str) -> None:
+    model = a_model()
+    with torch.no_grad():
+        model.get_parameter(where).fill_(3e38)
+    batch = torch.arange(27).view(3, 9)
+    assert re.match(message, why_not_finite(model, batch, model.loss))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_gradient_that_overflows_is_named() -> None:
+    model = a_model()
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf")
+
+    model.blocks[1].mlp.fc.register_full_backward_hook(lambda m, i, o: (hook(i[0]),))
+    batch = torch.arange(27).view(3, 9)
+    assert why_not_finite(model, batch, model.loss) == (
+        "the gradient is not finite from blocks.1.attn.proj.weight on backwards"
+    )
+
+
+def test_weights_and_sequences_that_are_fine() -> None:
+    model, batch = a_model(), torch.arange(27).view(3, 9)
+    assert why_not_finite(model, batch, model.loss) == "every sequence by itself is finite"
+    with torch.no_grad():
+        model.blocks[0].mlp.proj.weight[0, 0] = float("nan")
+    assert why_not_finite(model, batch, model.loss) == "blocks.0.mlp.proj.weight is not finite"
+
+
+def test_weights_stop_at_the_first_bad_step(data: Path, tmp_path: Path) -> None:
+    """The host hears of it a step later; by then nothing has been spoiled."""
+    calls = []
+
+    def loss(self: Transformer, *arguments: torch.Tensor, **named: object) -> torch.Tensor:
+        weights = (self.tok_emb.weight, self.blocks[0].mlp.fc.weight)
+        calls.append(torch.cat([weight.detach().flatten() for weight in weights]))
+        self.blocks[1].mlp.fc.register_forward_hook(overflow) if len(calls) == 4 else None
+        return real(self, *arguments, **named)
+
+    def overflow(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output * float("inf")
+
+    real = Transformer.loss
+    config = TrainConfig(batch_sequences=4, max_steps=40, device="cpu", checkpoint_seconds=1e6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transformer, "loss", loss)
+        wanted = r"diverged at step 4: loss nan.*what blocks\.1\.mlp\.fc gives is not finite"
+        with pytest.raises(DataError, match=wanted):
+            train(MODEL, config, data, tmp_path / "run", seed=0, progress=False)
+    assert not torch.equal(calls[3], calls[2])
+    assert torch.equal(calls[4], calls[3])
+    assert calls[-1].isfinite().all()

@@ -52,6 +52,8 @@ def reduce_and_clip(
     Notes
     -----
     Matrices are scattered: each process gets its share of each stack. All else goes in one buffer.
+    From the first gradient on that is not finite no weight changes any more, so that what went
+    wrong can be looked at when the host hears of it, a step later.
     """
     muon.scatter_gradients()
     params = [parameter for group in adamw.param_groups for parameter in group["params"]]
@@ -59,6 +61,8 @@ def reduce_and_clip(
     loss = _mean(rest, loss, world)
     scattered = world.total(muon.squared_norm()).land()
     norm = (scattered + torch.stack(torch._foreach_norm(rest)).square().sum()).sqrt()
+    muon.halt_if(~torch.isfinite(norm + loss))
+    adamw.found_inf = muon.has_halted  # type: ignore[attr-defined]  # fused: no update if not 0
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(rest, factor)
     muon.scale_gradients(factor)

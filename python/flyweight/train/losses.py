@@ -52,6 +52,7 @@ class Losses:
         self, model: Transformer, config: TrainConfig, quantize: QuantConfig | None
     ) -> None:
         self.hardness: float | None = None
+        self._model, self._recurs = model, True
         self._recur_start = config.recur_start_fraction if model.config.recur_passes else 0.0
         model.use(fastest_operations(model))
         self._functions: dict[bool, LossFunction] = {True: model.loss, False: model.loss_once}
@@ -88,7 +89,12 @@ class Losses:
                 start_fraction=self._qat.start_fraction,
                 anneal_fraction=self._qat.anneal_fraction,
             )
-        return self._functions[spent >= self._recur_start]
+        self._recurs = spent >= self._recur_start
+        return self._functions[self._recurs]
+
+    def plain(self) -> LossFunction:
+        """The loss that was picked last, not compiled."""
+        return self._model.loss if self._recurs else self._model.loss_once
 
     def rounding(self) -> AbstractContextManager[None]:
         """Round the weights, if it is time, for all losses and gradients of a step."""

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,7 @@ class Monitor:
     start_step, start_loss : steps already done, and the loss of the last of them
     log_steps : steps between lines
     speedometer : what a loss and a speed come to
+    explain : says of a step whose loss or gradient is not finite where that begins
     progress : show a bar on stderr
 
     Attributes
@@ -70,6 +72,7 @@ class Monitor:
         start_loss: float,
         log_steps: int,
         speedometer: Speedometer,
+        explain: Callable[[int], str],
         progress: bool,
     ) -> None:
         self.loss = start_loss
@@ -77,6 +80,7 @@ class Monitor:
         self._path = Path(path)
         self._log_steps = log_steps
         self._speedometer = speedometer
+        self._explain = explain
         self._events = open_events(self._path.parent / "tensorboard", start_step)
         self._pending: StepRecord | None = None
         self._bar = tqdm(
@@ -123,7 +127,8 @@ class Monitor:
         if not (math.isfinite(self.loss) and math.isfinite(grad_norm)):
             raise DataError(
                 f"training diverged at step {record.step}: loss {self.loss}, gradient norm "
-                f"{grad_norm}; {self.last_checkpoint}; lower the learning rates"
+                f"{grad_norm}: {self._explain(record.step)}; {self.last_checkpoint}; lower the "
+                "learning rates"
             )
         if record.step % self._log_steps == 0 or record.step == 1:
             self._write(record, grad_norm)

@@ -74,6 +74,7 @@ class Muon(Optimizer):
         weights = self.param_groups[0]["params"]
         self._world = World(device=weights[0].device) if world is None else world
         self._stacks = _stacks(weights, momentum_dtype, self._world.size)
+        self.has_halted = self._tensor(0.0)
 
     @torch.no_grad()
     def compile(self) -> None:
@@ -112,6 +113,11 @@ class Muon(Optimizer):
             gradient.mul_(factor)
 
     @torch.no_grad()
+    def halt_if(self, is_bad: Tensor) -> None:
+        """Change no weight from now on if the tensor says so; the host does not wait to hear it."""
+        torch.maximum(self.has_halted, is_bad.float(), out=self.has_halted)
+
+    @torch.no_grad()
     def advance(self) -> None:
         """Take the scattered gradients into the momentum, and send the directions on their way."""
         momentum = self._tensor(self.param_groups[0]["momentum"])
@@ -126,13 +132,15 @@ class Muon(Optimizer):
     def apply(self) -> None:
         """Change the weights."""
         group = self.param_groups[0]
+        kept = 1 - group["lr"] * group["weight_decay"] * (1 - self.has_halted)
         for stack in self._stacks:
             if stack.step is None:
                 continue
             directions = stack.step.land()[: len(stack.weights)].float()
+            directions = torch.where(self.has_halted > 0, 0.0, directions)
             stack.step = None
             rows, cols = directions.shape[1:]
-            torch._foreach_mul_(stack.weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(stack.weights, kept)
             step_size = group["lr"] * max(1.0, rows / cols) ** 0.5
             torch._foreach_add_(stack.weights, directions.unbind(), alpha=-step_size)
 

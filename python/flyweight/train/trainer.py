@@ -19,7 +19,7 @@ from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
-from flyweight.train.diagnose import memory_explained
+from flyweight.train.diagnose import memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
@@ -144,7 +144,16 @@ def train(
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
     speedometer = Speedometer.of(model_config, data_folder, world)
-    with _monitor(out / "log.jsonl", state, job, speedometer, progress=progress) as monitor:
+
+    def explain(step: int) -> str:
+        batch = torch.from_numpy(stream.batch(step - 1))
+        with losses.rounding():
+            rows = batch[world.share(len(batch))].to(world.device)
+            return why_not_finite(state.model, rows, losses.plain())
+
+    with _monitor(
+        out / "log.jsonl", state, job, speedometer, explain, progress=progress
+    ) as monitor:
 
         def save() -> None:
             if monitor is not None:
@@ -280,7 +289,13 @@ def _prepare(state: TrainState, job: _Job) -> float:
 
 @contextmanager
 def _monitor(
-    path: Path, state: TrainState, job: _Job, speedometer: Speedometer, *, progress: bool
+    path: Path,
+    state: TrainState,
+    job: _Job,
+    speedometer: Speedometer,
+    explain: Callable[[int], str],
+    *,
+    progress: bool,
 ) -> Iterator[Monitor | None]:
     """What shows the run, in the first process alone."""
     if not job.world.is_first:
@@ -292,6 +307,7 @@ def _monitor(
         start_loss=state.loss,
         log_steps=job.config.log_steps,
         speedometer=speedometer,
+        explain=explain,
         progress=progress,
     ) as monitor:
         yield monitor
