@@ -1,6 +1,9 @@
 """GPTQ beside the classic torch loop and the time that its arithmetic alone takes.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_gptq.py --rounds 7
+    OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 python benchmarks/bench_gptq.py --rounds 7
+
+The second variable is what the command line of flyweight sets: threads of torch that wait for each
+other would else hold the processor that the next contender wants.
 
 The floor of a matrix is a float32 torch.mm of rows * cols^2 operations, as many as the column
 updates take, timed within the same rounds. 4-bit symmetric codes with a scale per row, columns in
@@ -40,7 +43,7 @@ SHAPES = ((512, 512), (2048, 512), (512, 2048))
 LO, HI = -7, 7
 DAMP_RATIO = 0.01
 SLOW_ROUNDS = 2
-"""Of contenders that take seconds, and of two threads."""
+"""Of contenders that take seconds."""
 
 Task = Callable[[], object]
 
@@ -108,7 +111,7 @@ def _measure(rows: int, cols: int, options: argparse.Namespace) -> dict[str, Any
     with using_cpus(cpus(1)):
         samples = _rounds(tasks, options.rounds) | _rounds(slow, SLOW_ROUNDS)
     with using_cpus(cpus(2)):
-        samples |= _two_threads(matrix, best)
+        samples |= _two_threads(matrix, best, options.rounds)
     torch.set_num_threads(1)
     ours, twice = samples[f"flyweight {best}"], samples["flyweight, 2 threads"]
     record = {
@@ -175,14 +178,14 @@ def _rounds(tasks: dict[str, Task], rounds: int) -> dict[str, Any]:
     return {name: taken[1:] for name, taken in interleave(tasks, rounds + 1).items()}
 
 
-def _two_threads(matrix: Matrix, best: str) -> dict[str, Any]:
+def _two_threads(matrix: Matrix, best: str, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(2)
     tasks = {
         "flyweight, 1 thread beside": _ours(matrix, best),
         "flyweight, 2 threads": _ours(matrix, best, threads=2),
         "torch loop, 2 threads": _loop(matrix),
     }
-    return _rounds(tasks, SLOW_ROUNDS)
+    return _rounds(tasks, rounds)
 
 
 def _loss_over_float64(matrix: Matrix) -> dict[str, float]:

@@ -22,7 +22,9 @@ from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train.config import TrainConfig  # noqa: E402
 from flyweight.train.curve import open_events, write_curve  # noqa: E402
 from flyweight.train.data import TokenStream  # noqa: E402
-from flyweight.train.diagnose import why_not_finite  # noqa: E402
+from flyweight.train.diagnose import memory_explained, why_not_finite  # noqa: E402
+from flyweight.train.distributed import World  # noqa: E402
+from flyweight.train.gradients import passes  # noqa: E402
 from flyweight.train.prefetch import DEPTH, Prefetcher  # noqa: E402
 from flyweight.train.speed import Speedometer, flops_per_token  # noqa: E402
 from flyweight.train.trainer import train  # noqa: E402
@@ -261,3 +263,27 @@ def test_weights_stop_at_the_first_bad_step(data: Path, tmp_path: Path) -> None:
     assert not torch.equal(calls[3], calls[2])
     assert torch.equal(calls[4], calls[3])
     assert calls[-1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sequences", "accumulation", "processes"), [(8, 1, 4), (48, 1, 8), (48, 2, 8), (384, 8, 1)]
+)
+def test_what_is_advised_makes_passes_smaller(
+    sequences: int, accumulation: int, processes: int
+) -> None:
+    config = TrainConfig(
+        batch_sequences=sequences, accumulation_steps=accumulation, max_steps=1, device="cpu"
+    )
+    world = World(device=torch.device("cpu"), rank=0, size=processes)
+    parts = passes(sequences, accumulation, world)
+    with (
+        pytest.raises(RecipeError) as caught,
+        memory_explained(MODEL, config, parts, world),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    found = re.search(r"to (\d+), for passes of (\d+) sequences", str(caught.value))
+    assert found is not None
+    steps, rows = int(found[1]), int(found[2])
+    assert sequences % steps == 0
+    assert sequences // processes // passes(sequences, steps, world) == rows
+    assert rows < sequences // processes // parts

@@ -40,8 +40,9 @@ def memory_explained(
         sizes = [n for n in range(2, rows + 1) if rows % n == 0]
         steps = config.accumulation_steps
         advice = (
-            f"raise accumulation_steps from {steps} to {steps * sizes[0]}, for passes of "
-            f"{rows // sizes[0]} sequences; the batch stays the same"
+            f"raise accumulation_steps from {steps} to "
+            f"{config.batch_sequences * sizes[0] // rows}, for passes of {rows // sizes[0]} "
+            "sequences; the batch stays the same"
             if sizes
             else "it is one sequence at a time already: lower model.seq_len or the model's size"
         )
