@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from flyweight.model.cross_entropy import softcapped_cross_entropy  # noqa: E402
 
-CAPS = [0.0, 2.0, 30.0]
+CAPS = [0.0, 2.0, 30.0, 60.0]
 
 
 def some_logits(dtype=None, *, device="cpu", scale=3.0):

@@ -242,17 +242,25 @@ def _block_mask(ids_BT: Tensor) -> BlockMask:
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (ids_BT[b, q] == ids_BT[b, k]) & (k <= q)
 
-    return BlockMask.from_kv_blocks(
-        *_listed(meets_BNN & ~is_full_BNN),
+    is_partial_BNN = meets_BNN & ~is_full_BNN
+    return BlockMask(
+        (length, length),
+        *_listed(is_partial_BNN),
         *_listed(is_full_BNN),
-        BLOCK_SIZE=_BLOCK,
+        *_listed(is_partial_BNN.mT),
+        *_listed(is_full_BNN.mT),
+        BLOCK_SIZE=(_BLOCK, _BLOCK),
         mask_mod=sees,
-        seq_lengths=(length, length),
     )
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """How many columns each row has, and which, those first: (B, 1, N) and (B, 1, N, N) int32."""
-    order_BNN = torch.argsort(chosen_BNN.to(torch.int32), dim=-1, descending=True, stable=True)
-    count_BN = chosen_BNN.sum(-1)
-    return count_BN.to(torch.int32)[:, None], order_BNN.to(torch.int32)[:, None]
+    """How many columns each row has, and which, those first: (B, 1, N) and (B, 1, N, N) int32.
+
+    Without a sort, which compilers do not all keep stable.
+    """
+    count_BN1 = chosen_BNN.sum(-1, keepdim=True)
+    place_BNN = torch.where(chosen_BNN, chosen_BNN.cumsum(-1), count_BN1 + (~chosen_BNN).cumsum(-1))
+    columns_BNN = torch.arange(chosen_BNN.shape[-1], device=chosen_BNN.device).expand_as(place_BNN)
+    order_BNN = torch.zeros_like(place_BNN).scatter(-1, place_BNN - 1, columns_BNN)
+    return count_BN1.squeeze(-1).to(torch.int32)[:, None], order_BNN.to(torch.int32)[:, None]

@@ -58,6 +58,21 @@ def norm_rotate(x_BTNK: Tensor, cos: Tensor, sin: Tensor, gain_N: Tensor | None)
     return scaled(turned_BTNK, None if gain_N is None else gain_N[:, None])
 
 
+def project(
+    x_BTD: Tensor,
+    c_q: nn.Linear,
+    c_k: nn.Linear,
+    c_v: nn.Linear,
+    rope: Positions,
+    gain_H: Tensor,
+    head_dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, T, H, K) and keys (B, T, G, K) as attention takes them, and values (B, T, C)."""
+    q_BTHK, k_BTGK = (torch.unflatten(c(x_BTD), 2, (-1, head_dim)) for c in (c_q, c_k))
+    q_BTHK = norm_rotate(q_BTHK, rope.cos, rope.sin, gain_H)
+    return q_BTHK, norm_rotate(k_BTGK, rope.cos, rope.sin, None), c_v(x_BTD)
+
+
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     """Take from each head's output its part along the value of the same position (XSA)."""
     unit_BTG1K = nn.functional.normalize(v_BTGK, dim=-1).to(y_BTHK.dtype).unsqueeze(3)
@@ -72,13 +87,13 @@ class Operations:
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     """As :func:`add_norm`."""
-    norm_rotate: Callable[..., Tensor]
-    """As :func:`norm_rotate`."""
+    project: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """As :func:`project`."""
     exclude_own_value: Callable[..., Tensor]
     """As :func:`exclude_own_value`."""
 
 
-PLAIN = Operations(add_norm=add_norm, norm_rotate=norm_rotate, exclude_own_value=exclude_own_value)
+PLAIN = Operations(add_norm=add_norm, project=project, exclude_own_value=exclude_own_value)
 
 
 class Attention(nn.Module):
@@ -118,11 +133,11 @@ class Attention(nn.Module):
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
         """
-        q_BTHK, k_BTGK = self._heads(self.c_q(x_BTD)), self._heads(self.c_k(x_BTD))
-        q_BTHK = self.operations.norm_rotate(q_BTHK, rope.cos, rope.sin, self.q_gain)
-        k_BTGK = self.operations.norm_rotate(k_BTGK, rope.cos, rope.sin, None)
-        v_BTC, raw_BTC = self._values(x_BTD, first_BTC, value_BTC)
-        v_BTGK = self._heads(v_BTC)
+        q_BTHK, k_BTGK, raw_BTC = self.operations.project(
+            x_BTD, self.c_q, self.c_k, self.c_v, rope, self.q_gain, self.head_dim
+        )
+        v_BTC, raw_BTC = self._values(raw_BTC, first_BTC, value_BTC)
+        v_BTGK = torch.unflatten(v_BTC, 2, (-1, self.head_dim))
         q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if extend is not None:
             k_BGSK, v_BGSK = extend(k_BGSK, v_BGSK)
@@ -136,13 +151,12 @@ class Attention(nn.Module):
         return self.proj(y_BTHK.flatten(2)), raw_BTC
 
     def _values(
-        self, x_BTD: Tensor, first_BTC: Tensor | None, value_BTC: Tensor | None
+        self, raw_BTC: Tensor, first_BTC: Tensor | None, value_BTC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Values, and as they were before the value residual.
 
         The first block mixes its values with themselves, so that its pair learns.
         """
-        raw_BTC = self.c_v(x_BTD)
         if value_BTC is not None and not self.adds_behind:
             raw_BTC = raw_BTC + value_BTC
         v_BTC = raw_BTC
@@ -152,9 +166,6 @@ class Attention(nn.Module):
         if value_BTC is not None and self.adds_behind:
             v_BTC = v_BTC + value_BTC
         return v_BTC, raw_BTC
-
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.view(*x_BTC.shape[:2], -1, self.head_dim)
 
 
 class MLP(nn.Module):

@@ -112,9 +112,8 @@ class Losses:
 
 def fastest_operations(model: Transformer) -> Operations:
     """Triton kernels where the model is on CUDA, Triton is installed and they take its shape."""
-    config = model.config
-    sizes = (config.head_dim, config.num_heads, config.num_kv_heads)
-    fits = all(size & (size - 1) == 0 for size in sizes) and config.num_heads <= 64
+    width = model.config.head_dim
+    fits = width & (width - 1) == 0
     if not (model.tok_emb.weight.is_cuda and fits and find_spec("triton")):
         return PLAIN
     from flyweight.model.fused import FUSED
