@@ -229,7 +229,22 @@ def document_mask(tokens_BT: Tensor) -> Documents:
 
 
 def _block_mask(ids_BT: Tensor) -> BlockMask:
-    """From the first and last document of each block: ids never fall, so no pair is looked at."""
+    length = ids_BT.shape[1]
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (ids_BT[b, q] == ids_BT[b, k]) & (k <= q)
+
+    return BlockMask((length, length), *_document_blocks(ids_BT), (_BLOCK, _BLOCK), sees)
+
+
+@torch.library.custom_op("flyweight::document_blocks", mutates_args=())
+def _document_blocks(ids_BT: Tensor) -> list[Tensor]:
+    """What blocks of keys each block of queries sees in part and in whole, and the other way round.
+
+    From the first and last document of each block: ids never fall, so no pair is looked at. It is
+    an operator of its own so that compilers leave its layout alone, which FlexAttention's kernels
+    take for granted.
+    """
     length = ids_BT.shape[1]
     last_BN = nn.functional.pad(ids_BT, (0, -length % _BLOCK), value=-1)[:, _BLOCK - 1 :: _BLOCK]
     last_BN = torch.where(last_BN < 0, ids_BT[:, -1:], last_BN)
@@ -238,29 +253,22 @@ def _block_mask(ids_BT: Tensor) -> BlockMask:
     rows_N1, columns_N = blocks_N[:, None], blocks_N
     meets_BNN = (first_BN[:, :, None] <= last_BN[:, None, :]) & (columns_N <= rows_N1)
     is_full_BNN = (last_BN[:, :, None] == first_BN[:, None, :]) & (columns_N < rows_N1)
+    both = (meets_BNN & ~is_full_BNN, is_full_BNN)
+    chosen = (*both, *(seen_BNN.mT for seen_BNN in both))
+    return [listed for seen_BNN in chosen for listed in _listed(seen_BNN)]
 
-    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (ids_BT[b, q] == ids_BT[b, k]) & (k <= q)
 
-    is_partial_BNN = meets_BNN & ~is_full_BNN
-    return BlockMask(
-        (length, length),
-        *_listed(is_partial_BNN),
-        *_listed(is_full_BNN),
-        *_listed(is_partial_BNN.mT),
-        *_listed(is_full_BNN.mT),
-        BLOCK_SIZE=(_BLOCK, _BLOCK),
-        mask_mod=sees,
-    )
+@_document_blocks.register_fake
+def _fake_document_blocks(ids_BT: Tensor) -> list[Tensor]:
+    batch, blocks = len(ids_BT), -(-ids_BT.shape[1] // _BLOCK)
+    shapes = ((batch, 1, blocks), (batch, 1, blocks, blocks)) * 4
+    return [ids_BT.new_empty(shape, dtype=torch.int32) for shape in shapes]
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """How many columns each row has, and which, those first: (B, 1, N) and (B, 1, N, N) int32.
-
-    Without a sort, which compilers do not all keep stable.
-    """
-    count_BN1 = chosen_BNN.sum(-1, keepdim=True)
-    place_BNN = torch.where(chosen_BNN, chosen_BNN.cumsum(-1), count_BN1 + (~chosen_BNN).cumsum(-1))
-    columns_BNN = torch.arange(chosen_BNN.shape[-1], device=chosen_BNN.device).expand_as(place_BNN)
-    order_BNN = torch.zeros_like(place_BNN).scatter(-1, place_BNN - 1, columns_BNN)
-    return count_BN1.squeeze(-1).to(torch.int32)[:, None], order_BNN.to(torch.int32)[:, None]
+    """How many columns each row has, and which, those first: (B, 1, N) and (B, 1, N, N) int32."""
+    order_BNN = torch.argsort(chosen_BNN.to(torch.int32), dim=-1, descending=True, stable=True)
+    count_BN = chosen_BNN.sum(-1)
+    lists = (count_BN[:, None], order_BNN[:, None])
+    counts, orders = (x.to(torch.int32, memory_format=torch.contiguous_format) for x in lists)
+    return counts, orders

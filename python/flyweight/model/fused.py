@@ -20,7 +20,7 @@ from flyweight.model.fused_heads import exclude_own_value, project
 __all__ = ["FUSED", "add_norm", "exclude_own_value", "project"]
 
 _ROWS = 4
-_PROGRAMS = 2048
+_PROGRAMS = 1056
 """Most programs of a backward pass, each of which leaves one partial sum per vector."""
 
 

@@ -148,7 +148,7 @@ def _split_backward(
     dgain = gain.new_empty(programs, gain.numel())
     _split_backward_kernel[(programs,)](
         qkv, cos, sin, gain, gq, gk, gv, dqkv, dgain, tokens, positions, NORM_EPS, *sizes,
-        num_warps=2,
+        num_warps=1,
     )  # fmt: skip
     return dqkv, dgain.sum(0)
 
