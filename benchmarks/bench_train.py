@@ -2,11 +2,11 @@
 
     python benchmarks/bench_train.py --data1024 FOLDER --data8192 FOLDER --scripts FOLDER
 
-Tokens per second over the last steps of a short run at the recipe's own batch, and with ``--loss``
-the training loss at equal tokens, 262,144 a step. Both sides read the same shards in the same order
-and use torch's attention. The scripts are pull requests of openai/parameter-golf, saved as
-``pr585.py`` and so on in a folder of their own; a system without one is run alone. Every run is a
-process of its own.
+Tokens per second over the last steps of a short run at the recipe's own batch, before recurrence
+starts, and with ``--kinds speed loss`` the training loss at equal tokens, 262,144 a step. Both
+sides read the same shards in the same order and use torch's attention. The scripts are pull
+requests of openai/parameter-golf, saved as ``pr585.py`` and so on in a folder of their own; a
+system without one is run alone. Every run is a process of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +50,36 @@ def main() -> None:
         "speed": [],
         "loss": [],
     }
-    for system in options.systems:
-        row = {"system": system, "ours": _ours(options, system, "speed")}
-        if _script(options, system).exists() and system in SETTINGS:
-            row["theirs"] = _theirs(options, system, "speed")
-        record["speed"].append(row)
-        _show(system, row)
-        write("train", record, options.out)
-    for system in (s for s in options.systems if s in WITH_LOSS and options.loss):
-        row = {"system": system, "ours": _ours(options, system, "loss")}
-        if _script(options, system).exists():
-            row["theirs"] = _theirs(options, system, "loss")
-        record["loss"].append(row)
-        _show(system, row)
-        write("train", record, options.out)
+    jobs = [(kind, s) for kind in options.kinds for s in options.systems]
+    jobs = [(kind, s) for kind, s in jobs if kind == "speed" or s in WITH_LOSS]
+    free: queue.Queue[str] = queue.Queue()
+    for device in options.devices:
+        free.put(device)
+
+    def measure(job: tuple[str, str]) -> tuple[str, dict[str, Any]]:
+        device = free.get()
+        try:
+            return job[0], _pair(options, *job, device)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(options.devices)) as pool:
+        for done in as_completed([pool.submit(measure, job) for job in jobs]):
+            kind, row = done.result()
+            record[kind].append(row)
+            record[kind].sort(key=lambda row: SYSTEMS.index(row["system"]))
+            _show(row)
+            write("train", record, options.out)
     print(write("train", record, options.out))
+
+
+def _pair(options: argparse.Namespace, kind: str, system: str, device: str) -> dict[str, Any]:
+    """Both sides, one after the other on the same GPU."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    row = {"system": system, "ours": _ours(options, system, kind, environment)}
+    if _script(options, system).exists() and system in SETTINGS:
+        row["theirs"] = _theirs(options, system, kind, environment)
+    return row
 
 
 def _parse() -> argparse.Namespace:
@@ -71,7 +89,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scripts", type=Path, default=Path(), help="folder of pr578.py ...")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--loss", action="store_true", help="losses at equal tokens too")
+    parser.add_argument("--kinds", nargs="*", choices=("speed", "loss"), default=["speed"])
+    parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a system on each")
     parser.add_argument("--max-seconds", type=float, default=400.0, help="of one run of a script")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -93,13 +112,17 @@ def _script(options: argparse.Namespace, system: str) -> Path:
     return path
 
 
-def _ours(options: argparse.Namespace, system: str, kind: str) -> dict[str, Any]:
+def _ours(
+    options: argparse.Namespace, system: str, kind: str, environment: dict[str, str]
+) -> dict[str, Any]:
     arguments = [sys.executable, __file__, "--ours", system, "--kind", kind]
     arguments += ["--steps", str(options.steps)]
     for name in ("data1024", "data8192"):
         if getattr(options, name):
             arguments += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        arguments, stdout=subprocess.PIPE, text=True, check=False, env=environment
+    )
     if done.returncode:
         return {"failed": done.returncode}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -116,6 +139,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     config = dataclasses.replace(
         recipe.train, max_steps=options.steps, max_seconds=0.0, log_steps=1, checkpoint_seconds=1e9
     )
+    if options.kind == "speed" and recipe.model.recur_passes:
+        config = dataclasses.replace(config, recur_start_fraction=0.999)  # nor do scripts so soon
     if options.kind == "loss":
         config = dataclasses.replace(
             config,
@@ -142,7 +167,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _theirs(options: argparse.Namespace, system: str, kind: str) -> dict[str, Any]:
+def _theirs(
+    options: argparse.Namespace, system: str, kind: str, environment: dict[str, str]
+) -> dict[str, Any]:
     data, settings = _data(options, system), dict(SETTINGS[system])
     steps, tokens = options.steps, 786_432
     if kind == "loss":
@@ -162,7 +189,7 @@ def _theirs(options: argparse.Namespace, system: str, kind: str) -> dict[str, An
             data=data,
             tokenizer=tokenizer,
             steps=steps,
-            settings=settings,
+            settings=environment | settings,
             max_seconds=options.max_seconds,
         )
     if len(found.losses) < 2:
@@ -195,10 +222,10 @@ def _device() -> dict[str, Any]:
     return {"device": name, "torch": torch.__version__}
 
 
-def _show(system: str, row: dict[str, Any]) -> None:
+def _show(row: dict[str, Any]) -> None:
     for side in ("ours", "theirs"):
         if side in row:
-            print(f"{system:8} {side:8} {json.dumps(row[side])}", flush=True)
+            print(f"{row['system']:8} {side:8} {json.dumps(row[side])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def run_script(
     (shim / "flash_attn_interface.py").write_text(_SHIM)
     environment = {
         **os.environ,
+        **settings,
         "PYTHONPATH": str(shim),
         "PYTHONUNBUFFERED": "1",
         "DATA_PATH": str(data.absolute()),
@@ -84,7 +85,7 @@ def run_script(
         "MAX_WALLCLOCK_SECONDS": "0",
         "VAL_LOSS_EVERY": "0",
         "TRAIN_LOG_EVERY": "1",
-        **settings,
+        "WARMUP_STEPS": "2",  # they compile, and are undone
     }
     found, started = PeerRun(), time.perf_counter()
     process = subprocess.Popen(

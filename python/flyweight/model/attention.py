@@ -234,7 +234,11 @@ def _block_mask(ids_BT: Tensor) -> BlockMask:
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (ids_BT[b, q] == ids_BT[b, k]) & (k <= q)
 
-    return BlockMask((length, length), *_document_blocks(ids_BT), (_BLOCK, _BLOCK), sees)
+    part_kv, which_kv, whole_kv, whole_which_kv, *q_side = _document_blocks(ids_BT)
+    part_q, which_q, whole_q, whole_which_q = q_side
+    keys = (part_kv, which_kv, whole_kv, whole_which_kv)
+    queries = (part_q, which_q, whole_q, whole_which_q)
+    return BlockMask((length, length), *keys, *queries, (_BLOCK, _BLOCK), sees)
 
 
 @torch.library.custom_op("flyweight::document_blocks", mutates_args=())
