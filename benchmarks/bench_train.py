@@ -65,6 +65,9 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(options.devices)) as pool:
         for done in as_completed([pool.submit(measure, job) for job in jobs]):
+            if error := done.exception():  # the other rows are worth keeping
+                print(repr(error), file=sys.stderr, flush=True)
+                continue
             kind, row = done.result()
             record[kind].append(row)
             record[kind].sort(key=lambda row: SYSTEMS.index(row["system"]))
@@ -181,7 +184,7 @@ def _theirs(
             "MUON_MOMENTUM_WARMUP_STEPS": "300",
             "RECUR_START_STEP": str(round(0.58 * steps)),
         }
-    (tokenizer,) = data.glob("*.model")
+    tokenizer = min(data.glob("*.model"))
     with tempfile.TemporaryDirectory() as folder:
         found: PeerRun = run_script(
             _script(options, system),
