@@ -21,9 +21,9 @@ SETTINGS: dict[str, dict[str, str]] = {
     "pr578": {},
     "pr585": {},
     "pr1539": {"BIGRAM_VOCAB_SIZE": "0"},
-    "pr1683": {},
+    "pr1683": {"NUM_LAYERS": "13", "VARLEN": "0", "QAT_BITS": "4", "QAT_BITS_ATTN": "5"},
 }
-"""What the runs set besides the defaults of their scripts, for training."""
+"""What the published runs set besides the defaults of their scripts, for training."""
 _STEP = re.compile(r"step:(\d+)/\d+ train_loss:([\d.]+) train_time:(\d+)ms")
 _PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
 _SHIM = '''"""FlashAttention-3's function by torch's own attention."""

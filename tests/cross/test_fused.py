@@ -55,15 +55,24 @@ def test_add_norm_in_more_rows_than_programs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def projected(
-    module: Any, x: Tensor, linears: Any, gain: Tensor, angles: Tensor, *, compiles: bool = False
+    module: Any,
+    x: Tensor,
+    linears: Any,
+    gate: tuple[Tensor, Tensor] | None,
+    gain: Tensor,
+    angles: Tensor,
+    *,
+    compiles: bool = False,
 ) -> list[Tensor]:
     """Outputs and gradients of ``project`` for heads of 32 dimensions."""
     operation = torch.compile(module.project, fullgraph=True) if compiles else module.project
     rope = Positions(angles.cos(), angles.sin())
-    weights = [linear.weight for linear in linears]
-    return outputs_and_gradients(
-        lambda x, gain, *_: operation(x, *linears, rope, gain, 32), [x, gain, *weights]
-    )
+    learned = [x, gain, *(linear.weight for linear in linears), *(gate or ())]
+
+    def run(x: Tensor, gain: Tensor, *_: Tensor) -> list[Tensor]:
+        return [y for y in operation(x, *linears, gate, rope, gain, 32) if y is not None]
+
+    return outputs_and_gradients(run, learned)
 
 
 def some_linears(heads: int, groups: int, width: int) -> nn.ModuleList:
@@ -76,25 +85,56 @@ def some_linears(heads: int, groups: int, width: int) -> nn.ModuleList:
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 2), (6, 3), (8, 8)])
 @pytest.mark.parametrize("rope_dims", [4, 16, 32])
 @pytest.mark.parametrize("per_sequence", [False, True])
-def test_project(heads: int, groups: int, rope_dims: int, per_sequence: bool) -> None:
+@pytest.mark.parametrize("has_gate", [False, True])
+def test_project(
+    heads: int, groups: int, rope_dims: int, per_sequence: bool, has_gate: bool
+) -> None:
     shape = (2, 9, rope_dims // 2) if per_sequence else (9, rope_dims // 2)
     x, gain, angles = drawn(2, 9, 48), drawn(heads), drawn(*shape).detach()
+    gate = (drawn(heads, 48), drawn(heads, seed=3)) if has_gate else None
     linears = some_linears(heads, groups, 48)
-    found, expected = (projected(m, x, linears, gain, angles) for m in (fused, blocks))
+    found, expected = (projected(m, x, linears, gate, gain, angles) for m in (fused, blocks))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-4)
+
+
+def test_a_gain_of_zero_has_a_finite_gradient() -> None:
+    x, gain, angles = drawn(1, 5, 48), torch.zeros(2, device=DEVICE), drawn(5, 8).detach()
+    found = projected(fused, x, some_linears(2, 1, 48), None, gain.requires_grad_(), angles)
+    assert all(torch.isfinite(tensor).all() for tensor in found)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_project_in_compiled_bfloat16() -> None:
+@pytest.mark.parametrize("has_gate", [False, True])
+def test_project_in_compiled_bfloat16(has_gate: bool) -> None:
     x, gain, angles = drawn(4, 128, 512), drawn(8), drawn(128, 8).detach()
+    gate = (drawn(8, 512), drawn(8, seed=3)) if has_gate else None
     linears = some_linears(8, 4, 512)
-    expected = projected(blocks, x, linears, gain, angles)
+    expected = projected(blocks, x, linears, gate, gain, angles)
     narrow = x.detach().bfloat16().requires_grad_()
-    found = projected(fused, narrow, linears.bfloat16(), gain, angles, compiles=True)
+    if gate is not None:
+        gate = (gate[0].detach().bfloat16().requires_grad_(), gate[1])
+    found = projected(fused, narrow, linears.bfloat16(), gate, gain, angles, compiles=True)
     for one, other in zip(found, expected, strict=True):
         assert (one.float() - other).norm() < 0.02 * other.norm()
+
+
+def test_gate_heads() -> None:
+    check("gate_heads", [drawn(3, 7, 4, 32), drawn(3, 7, 4)])
+
+
+@pytest.mark.parametrize("has_scale", [False, True])
+def test_scaled_linear(has_scale: bool) -> None:
+    linear = some_linears(2, 1, 48)[0].requires_grad_()
+    scale = drawn(64) if has_scale else None
+    inputs = [drawn(2, 9, 48), linear.weight, *([] if scale is None else [scale])]
+    found, expected = (
+        outputs_and_gradients(lambda x, *_, m=m: m.scaled_linear(x, linear, scale), inputs)
+        for m in (fused, blocks)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -150,13 +190,14 @@ def test_whole_model_has_the_same_loss_and_gradients() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("name", ["add_norm", "exclude_own_value"])
+@pytest.mark.parametrize("name", ["add_norm", "exclude_own_value", "gate_heads"])
 def test_in_compiled_bfloat16(name: str) -> None:
     x, y = drawn(4, 128, 512).bfloat16(), drawn(4, 128, 512, seed=1).bfloat16()
     heads = x.detach().view(4, 128, 8, 64).requires_grad_()
     arguments: dict[str, list[Any]] = {
         "add_norm": [x, y, drawn(512), drawn(512, seed=1), 0.5],
         "exclude_own_value": [heads, y.detach().view(4, 128, 8, 64).requires_grad_()],
+        "gate_heads": [heads, drawn(4, 128, 8).bfloat16()],
     }
     inputs = [
         i.detach().requires_grad_() if isinstance(i, Tensor) and i.requires_grad else i

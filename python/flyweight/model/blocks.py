@@ -63,14 +63,32 @@ def project(
     c_q: nn.Linear,
     c_k: nn.Linear,
     c_v: nn.Linear,
+    gate: tuple[Tensor, Tensor] | None,
     rope: Positions,
     gain_H: Tensor,
     head_dim: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (B, T, H, K) and keys (B, T, G, K) as attention takes them, and values (B, T, C)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries (B, T, H, K) and keys (B, T, G, K) as attention takes them, values (B, T, C), gates.
+
+    Parameters
+    ----------
+    gate : weight (H, D) and bias (H,) of what opens the gates (B, T, H), if there are any
+    """
     q_BTHK, k_BTGK = (torch.unflatten(c(x_BTD), 2, (-1, head_dim)) for c in (c_q, c_k))
     q_BTHK = norm_rotate(q_BTHK, rope.cos, rope.sin, gain_H)
-    return q_BTHK, norm_rotate(k_BTGK, rope.cos, rope.sin, None), c_v(x_BTD)
+    k_BTGK = norm_rotate(k_BTGK, rope.cos, rope.sin, None)
+    gate_BTH = None if gate is None else nn.functional.linear(x_BTD, *gate)
+    return q_BTHK, k_BTGK, c_v(x_BTD), gate_BTH
+
+
+def gate_heads(y_BTHK: Tensor, gate_BTH: Tensor) -> Tensor:
+    """Each head's output times the sigmoid of its gate."""
+    return y_BTHK * torch.sigmoid(gate_BTH).to(y_BTHK.dtype).unsqueeze(-1)
+
+
+def scaled_linear(x: Tensor, linear: nn.Linear, scale_D: Tensor | None) -> Tensor:
+    """Output of a linear, times a factor for each of its columns."""
+    return scaled(linear(x), scale_D)
 
 
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
@@ -87,13 +105,23 @@ class Operations:
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     """As :func:`add_norm`."""
-    project: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    project: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]
     """As :func:`project`."""
+    scaled_linear: Callable[..., Tensor]
+    """As :func:`scaled_linear`."""
     exclude_own_value: Callable[..., Tensor]
     """As :func:`exclude_own_value`."""
+    gate_heads: Callable[..., Tensor]
+    """As :func:`gate_heads`."""
 
 
-PLAIN = Operations(add_norm=add_norm, project=project, exclude_own_value=exclude_own_value)
+PLAIN = Operations(
+    add_norm=add_norm,
+    project=project,
+    scaled_linear=scaled_linear,
+    exclude_own_value=exclude_own_value,
+    gate_heads=gate_heads,
+)
 
 
 class Attention(nn.Module):
@@ -122,6 +150,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rope: Positions,
+        scale_D: Tensor | None = None,
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
@@ -130,11 +159,15 @@ class Attention(nn.Module):
 
         Parameters
         ----------
+        scale_D : of the output
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
         """
-        q_BTHK, k_BTGK, raw_BTC = self.operations.project(
-            x_BTD, self.c_q, self.c_k, self.c_v, rope, self.q_gain, self.head_dim
+        weight, bias = self.gate_weight, self.gate_bias
+        gate = None if weight is None or bias is None else (weight, bias)
+        linears = (self.c_q, self.c_k, self.c_v)
+        q_BTHK, k_BTGK, raw_BTC, gate_BTH = self.operations.project(
+            x_BTD, *linears, gate, rope, self.q_gain, self.head_dim
         )
         v_BTC, raw_BTC = self._values(raw_BTC, first_BTC, value_BTC)
         v_BTGK = torch.unflatten(v_BTC, 2, (-1, self.head_dim))
@@ -145,10 +178,9 @@ class Attention(nn.Module):
         y_BTHK = y_BHTK.transpose(1, 2)
         if self.is_exclusive:
             y_BTHK = self.operations.exclude_own_value(y_BTHK, v_BTGK)
-        if self.gate_weight is not None:
-            gate_BTH = nn.functional.linear(x_BTD, self.gate_weight, self.gate_bias)
-            y_BTHK = y_BTHK * torch.sigmoid(gate_BTH).to(y_BTHK.dtype).unsqueeze(-1)
-        return self.proj(y_BTHK.flatten(2)), raw_BTC
+        if gate_BTH is not None:
+            y_BTHK = self.operations.gate_heads(y_BTHK, gate_BTH)
+        return self.operations.scaled_linear(y_BTHK.flatten(2), self.proj, scale_D), raw_BTC
 
     def _values(
         self, raw_BTC: Tensor, first_BTC: Tensor | None, value_BTC: Tensor | None
@@ -173,19 +205,19 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.operations = PLAIN
         self.fc = nn.Linear(config.model_dim, config.mlp_hidden, bias=False)
         self.proj = nn.Linear(config.mlp_hidden, config.model_dim, bias=False)
         self.slope = config.leaky_slope
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, scale_D: Tensor | None) -> Tensor:
         hidden = self.fc(x_BTD)
         hidden = (
             nn.functional.leaky_relu(hidden, self.slope)
             if self.slope
             else nn.functional.relu(hidden)
         )
-        out_BTD: Tensor = self.proj(hidden.square())
-        return out_BTD
+        return self.operations.scaled_linear(hidden.square(), self.proj, scale_D)
 
 
 class Block(nn.Module):
@@ -225,12 +257,11 @@ class Block(nn.Module):
             normed_BTD = scaled(rms_norm(x_BTD), scale)
         else:
             x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, *self.resid_mix, scale)
-        attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend)
+        attended_BTD, raw_BTC = self.attn(
+            normed_BTD, rope, self.attn_scale, first_BTC, value_BTC, extend
+        )
         if lane_BTD is None:
-            x_BTD, normed_BTD = operations.add_norm(
-                x_BTD, attended_BTD, None, self.attn_scale, scale
-            )
-            return x_BTD + scaled(self.mlp(normed_BTD), self.mlp_scale), None, raw_BTC
-        fed_BTD = self.mlp(scaled(rms_norm(lane_BTD), scale))
-        x_BTD = x_BTD + scaled(attended_BTD, self.attn_scale)
-        return x_BTD, lane_BTD + scaled(fed_BTD, self.mlp_scale), raw_BTC
+            x_BTD, normed_BTD = operations.add_norm(x_BTD, attended_BTD, None, None, scale)
+            return x_BTD + self.mlp(normed_BTD, self.mlp_scale), None, raw_BTC
+        fed_BTD = self.mlp(scaled(rms_norm(lane_BTD), scale), self.mlp_scale)
+        return x_BTD + attended_BTD, lane_BTD + fed_BTD, raw_BTC

@@ -12,12 +12,19 @@ from __future__ import annotations
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
-from torch import Tensor
+from torch import Tensor, nn
 
 from flyweight.model.blocks import NORM_EPS, Operations
-from flyweight.model.fused_heads import exclude_own_value, project
+from flyweight.model.fused_heads import exclude_own_value, gate_heads, project
 
-__all__ = ["FUSED", "add_norm", "exclude_own_value", "project"]
+__all__ = [
+    "FUSED",
+    "add_norm",
+    "exclude_own_value",
+    "gate_heads",
+    "project",
+    "scaled_linear",
+]
 
 _ROWS = 4
 _PROGRAMS = 1056
@@ -170,5 +177,20 @@ def add_norm(
     return sum_BTD, normed_BTD
 
 
-FUSED = Operations(add_norm=add_norm, project=project, exclude_own_value=exclude_own_value)
+def scaled_linear(x: Tensor, linear: nn.Linear, scale_D: Tensor | None) -> Tensor:
+    """As :func:`flyweight.model.blocks.scaled_linear`; the weight is scaled, not the output.
+
+    So the scale's gradient comes from that of the weight: the output need not be kept for it.
+    """
+    weight = linear.weight if scale_D is None else linear.weight * scale_D[:, None]
+    return nn.functional.linear(x, weight)
+
+
+FUSED = Operations(
+    add_norm=add_norm,
+    project=project,
+    scaled_linear=scaled_linear,
+    exclude_own_value=exclude_own_value,
+    gate_heads=gate_heads,
+)
 """What a model trains with on CUDA; needs head_dim to be a power of two."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.model.attention import Positions, document_mask, positions_in_documents
-from flyweight.model.blocks import Attention, Block, Extend, Operations, rms_norm, scaled
+from flyweight.model.blocks import MLP, Attention, Block, Extend, Operations, rms_norm, scaled
 from flyweight.model.config import ModelConfig
 from flyweight.model.cross_entropy import softcapped_cross_entropy
 from flyweight.model.embeddings import BigramHash, SmearGate, ValueEmbedding
@@ -214,7 +214,7 @@ class Transformer(nn.Module):
         return torch.arange(length)[:, None] * self.config.stretched_rope_base**-powers_R
 
     def use(self, operations: Operations) -> None:
-        """Take these for what surrounds the matrix products of each block."""
+        """Take these for what each block computes around its products."""
         for module in self.modules():
-            if isinstance(module, (Attention, Block)):
+            if isinstance(module, (Attention, MLP, Block)):
                 module.operations = operations
