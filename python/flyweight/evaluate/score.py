@@ -12,21 +12,53 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import DataInfo
 from flyweight.data.shards import list_shards, read_shard
-from flyweight.data.tokenizer import Tokenizer
-from flyweight.errors import DataError
+from flyweight.data.sidecar import validation_counter
+from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger, ledger_binding
 from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
 
-__all__ = ["read_validation", "score_data"]
+__all__ = ["check_totals", "read_validation", "score_data"]
 
 
 def read_validation(data: DataInfo) -> NDArray[np.uint16]:
     """All validation tokens of a data folder, shards joined, ``(tokens,)`` uint16."""
     return np.concatenate([read_shard(path) for path in list_shards(data.folder, "val")])
+
+
+def check_totals(
+    data: DataInfo, tokens: NDArray[np.uint16], counter: ByteTable | ByteSidecar
+) -> None:
+    """Count targets and bytes and hold them to the stored facts, before anything is scored.
+
+    Parameters
+    ----------
+    data : the facts
+    tokens : (tokens,) uint16, the validation stream
+    counter : from :func:`~flyweight.data.sidecar.validation_counter`
+
+    Raises
+    ------
+    DataError
+        A total is another one, or a token is not in the tokenizer's vocabulary.
+    """
+    try:
+        text_bytes = counter.total(np.array_split(tokens, 1 + tokens.size // (1 << 20)))
+    except InvalidArgumentError as error:
+        raise DataError(
+            f"{data.folder}: tokenizer or sidecar and shards do not match: {error}"
+        ) from error
+    counted = {"scored_targets": tokens.size - 1, "scored_bytes": text_bytes}
+    for name, found in counted.items():
+        if getattr(data.val, name) not in (None, found):
+            raise DataError(
+                f"{data.folder}: val {name} is {found}, data.json says {getattr(data.val, name)}; "
+                "the shards, sidecars or the tokenizer were changed"
+            )
 
 
 def score_data(
@@ -61,10 +93,12 @@ def score_data(
     Raises
     ------
     DataError
-        The byte count differs from the stored fact of the data, or a token has no finite score.
+        Targets or bytes differ from the stored facts of the data, which is seen before the model
+        runs; or a token has no finite score.
     """
     tokens = read_validation(data)
-    table = Tokenizer(data.tokenizer_path).byte_table
+    counter = validation_counter(data)
+    check_totals(data, tokens, counter)
     folder.mkdir(parents=True, exist_ok=True)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
     path = folder / f"{name}.ledger"
@@ -82,12 +116,7 @@ def score_data(
 
         result = score_stream(model, tokens, ledger, config, progress=advance)
     seconds = time.perf_counter() - started
-    score = score_targets(result.nats, tokens, table)
-    if data.val.scored_bytes not in (None, score.text_bytes):
-        raise DataError(
-            f"{data.folder}: targets stand for {score.text_bytes} bytes, data.json says "
-            f"{data.val.scored_bytes}; the shards or the tokenizer were changed"
-        )
+    score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
         "bpb": score.bpb,

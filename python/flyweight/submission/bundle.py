@@ -141,7 +141,7 @@ def make_claim(manifest: Mapping[str, Any], data: DataInfo) -> Claim:
         raise DataError(
             f"{tokenizer.path}: tokenizer {tokenizer.sha256}, the run was scored with {wanted}"
         )
-    return _claim(suite, tokenizer, weights)
+    return _claim(suite, data, tokenizer, weights)
 
 
 def script_bytes(suite: Mapping[str, Any], data: DataInfo) -> int:
@@ -152,15 +152,19 @@ def script_bytes(suite: Mapping[str, Any], data: DataInfo) -> int:
     suite : the table ``score`` of a resolved recipe
     data : the shards that will be scored
     """
-    return len(write_script(_claim(suite, Tokenizer(data.tokenizer_path), "0" * 64)))
+    return len(write_script(_claim(suite, data, Tokenizer(data.tokenizer_path), "0" * 64)))
 
 
-def _claim(suite: Mapping[str, Any], tokenizer: Tokenizer, weights_sha256: str) -> Claim:
+def _claim(
+    suite: Mapping[str, Any], data: DataInfo, tokenizer: Tokenizer, weights_sha256: str
+) -> Claim:
     names = [name for name in PROTOCOLS if suite.get(name)]
     return Claim(
         weights_sha256=weights_sha256,
         tokenizer_sha256=tokenizer.sha256,
-        byte_codes=write_byte_codes(tokenizer.byte_table.to_codes()),
+        byte_codes=""
+        if data.val.byte_counts
+        else write_byte_codes(tokenizer.byte_table.to_codes()),
         protocols={PROTOCOLS[name]: ScoreConfig(**suite[name]) for name in names},
         headline=PROTOCOLS[headline_score(names)],
     )

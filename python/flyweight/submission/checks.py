@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from flyweight.data.byte_counts import ByteTable
 from flyweight.data.facts import DataInfo
 from flyweight.data.shards import iter_chunks, read_shard
-from flyweight.data.tokenizer import Tokenizer
+from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError
 from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget, read_code
@@ -290,12 +290,13 @@ def _check_bytes(subject: Subject) -> Verdict:
     if data is None:
         return "WARN", "not checked: no validation data was given"
     codes = _claimed_codes(subject.script)
-    rebuilt = Tokenizer(data.tokenizer_path).byte_table.to_codes()
+    counter = validation_counter(data)
+    rebuilt = counter.to_codes() if isinstance(counter, ByteTable) else np.empty(0)
     if codes.shape != rebuilt.shape or (codes != rebuilt).any():
         return "FAIL", f"the script's byte table is not that of {data.tokenizer_path.name}"
     shards = [data.folder / shard.name for shard in data.val.shards]
     counted = {
-        "bytes": ByteTable.from_codes(rebuilt).total(iter_chunks(shards)),
+        "bytes": counter.total(iter_chunks(shards)),
         "targets": sum(read_shard(path).size for path in shards) - 1,
     }
     facts = {"bytes": data.val.scored_bytes, "targets": data.val.scored_targets}
@@ -307,8 +308,9 @@ def _check_bytes(subject: Subject) -> Verdict:
             found = _value(numbers, source, key)
             if found != expected:
                 return "FAIL", f"{source} has {found:,} {key}, the shards have {expected:,}"
+    source = f"table of {codes.size} ids equals the tokenizer's" if codes.size else "byte sidecars"
     return "PASS", (
-        f"table of {codes.size} ids equals the tokenizer's; {counted['bytes']:,} bytes and "
+        f"{source}; {counted['bytes']:,} bytes and "
         f"{counted['targets']:,} targets in shards, data.json, script and record"
     )
 

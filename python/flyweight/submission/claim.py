@@ -29,7 +29,7 @@ class Claim:
     tokenizer_sha256: str
     """Of the SentencePiece model that made the shards."""
     byte_codes: str
-    """Bytes per token id; see `write_byte_codes`."""
+    """Bytes per token id; see `write_byte_codes`. Empty where sidecars of the data count them."""
     protocols: dict[str, ScoreConfig]
     """Protocol name to config."""
     headline: str

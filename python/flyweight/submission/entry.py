@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flyweight.data.byte_counts import ByteTable
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.errors import DataError, FlyweightError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
@@ -96,7 +96,7 @@ def score_folder(
     score = score_tokens(
         model.to(device),
         tokens,
-        ByteTable.from_codes(read_byte_codes(claim.byte_codes)),
+        read_counter(claim, data),
         claim.protocols[protocol],
         model_sha256=artifact_sha256,
     )
@@ -141,13 +141,13 @@ def build_model(tensors: Mapping[str, NDArray[Any]], fields: Mapping[int, object
 def score_tokens(
     model: Transformer,
     tokens: NDArray[np.uint16],
-    table: ByteTable,
+    counter: ByteTable | ByteSidecar,
     config: ScoreConfig,
     *,
     model_sha256: str,
 ) -> dict[str, Any]:
     """Score and coverage of a stream, through a ledger in a temporary folder."""
-    table.total([tokens])  # ids that the vocabulary lacks are found before hours of scoring
+    counter.total([tokens])  # what does not fit the tokens is found before hours of scoring
     binding = score_binding(tokens, config, model_sha256=model_sha256)
     started = time.perf_counter()
     with (
@@ -158,7 +158,7 @@ def score_tokens(
         result = score_stream(model, tokens, ledger, config, progress=progress)
         coverage = ledger.scored / ledger.targets
     seconds = time.perf_counter() - started
-    score = score_targets(result.nats, tokens, table)
+    score = score_targets(result.nats, tokens, counter)
     return {
         "score": {
             "bpb": score.bpb,
@@ -187,17 +187,24 @@ def chunk_progress(targets: int) -> Callable[[ScoredChunk], None]:
     return report
 
 
-def read_val_tokens(folder: Path) -> NDArray[np.uint16]:
-    """All validation tokens of a folder, ``(tokens,)``, shards in order.
+def read_counter(claim: Claim, folder: Path) -> ByteTable | ByteSidecar:
+    """What says how many bytes the tokens stand for: the claim, or sidecars where it has none."""
+    if claim.byte_codes:
+        return ByteTable.from_codes(read_byte_codes(claim.byte_codes))
+    return ByteSidecar(counts=read_val_tokens(folder, "fineweb_val_bytes"))
+
+
+def read_val_tokens(folder: Path, prefix: str = "fineweb_val") -> NDArray[np.uint16]:
+    """All validation tokens of a folder, ``(tokens,)``, shards in order; or all their byte counts.
 
     Raises
     ------
     DataError
         There is none, or one has another magic, version or size; the message names it.
     """
-    paths = sorted(folder.glob(f"fineweb_val_{6 * '[0-9]'}.bin"))
+    paths = sorted(folder.glob(f"{prefix}_{6 * '[0-9]'}.bin"))
     if not paths:
-        raise DataError(f"{folder}: no fineweb_val_000000.bin or further validation shards here")
+        raise DataError(f"{folder}: no {prefix}_000000.bin or further ones here")
     return np.concatenate([read_val_shard(path) for path in paths])
 
 
