@@ -22,6 +22,7 @@ from flyweight.data.build import build_data
 from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.data.facts import DataInfo
 from flyweight.data.info import load_data_info
+from flyweight.data.overlap import remembered_overlap
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.fitting import fit
 from flyweight.format.container import open as open_fly
@@ -56,6 +57,7 @@ HESSIANS = "hessian/hessian.safetensors"
 SENSITIVITIES = "hessian/sensitivity.safetensors"
 CODES = "quantize/codes.safetensors"
 MODEL = "code/model.fly"
+OVERLAP = "overlap.json"
 
 Report = Callable[[str], None]
 
@@ -152,6 +154,7 @@ def run_stages(
 def _train(run: Run) -> dict[str, Any]:
     from flyweight.train.distributed import join
 
+    _refuse_overlap(run)
     _drop_foreign_state(run)
     with join(run.recipe.train.device) as world:
         world.agree(True)
@@ -343,6 +346,7 @@ def _code(run: Run) -> dict[str, Any]:
 def _score(run: Run) -> dict[str, Any]:
     from flyweight.evaluate.score import score_data
 
+    _refuse_overlap(run)
     suite = run.recipe.score
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
@@ -580,6 +584,13 @@ def _prepare_data(
             f"{recipe.data.vocab_size}"
         )
     return info
+
+
+def _refuse_overlap(run: Run) -> None:
+    """Refuse training documents that are scored, and validation documents that were trained on."""
+    if run.data.train.shards:
+        overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.report)
+        overlap.refuse_above(run.recipe.data.max_overlap, run.data.folder)
 
 
 def _load_checkpoint(run: Run) -> Any:

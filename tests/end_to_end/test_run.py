@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 
 import flyweight
 from flyweight.data.build import build_data
+from flyweight.data.shards import BOS_ID, read_shard, write_shard
 from flyweight.data.text import FileCorpus
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors
@@ -451,3 +453,21 @@ def test_calibration_in_sequence(tmp_path: Path, recipe: Recipe, data: Path) -> 
         one_by_one["blocks.1.mlp.fc.weight"], at_once["blocks.1.mlp.fc.weight"]
     )
     assert run.manifest["stages"]["hessian"]["facts"]["matrices"] == len(at_once)
+
+
+def test_validation_documents_in_the_training_shards_are_refused(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "data.json").unlink()
+    train, val = (folder / f"fineweb_{split}_000000.bin" for split in ("train", "val"))
+    leaked = read_shard(val)[: np.flatnonzero(read_shard(val) == BOS_ID)[1]]  # 1 of 6 documents
+    write_shard(train, np.concatenate([read_shard(train), leaked]))
+    with pytest.raises(DataError, match=r"1 of 6 validation documents \(16.67%\) are in the train"):
+        run_stages(recipe, out=tmp_path / "run", data=folder)
+    assert not (tmp_path / "run/train/model.safetensors").exists()
+    admitted = replace(recipe, data=replace(recipe.data, max_overlap=0.2))
+    run_stages(admitted, out=tmp_path / "run", data=folder, stages=STAGES[:4])
+    with pytest.raises(DataError, match="1 of 6 validation documents"):
+        run_stages(recipe, out=tmp_path / "run", data=folder, stages=["score"])
+    assert not (tmp_path / "run/score").exists()

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -38,7 +38,6 @@ from flyweight.errors import DataError
 __all__ = [
     "Progress",
     "check_ids",
-    "count_shared_documents",
     "load_data_info",
     "scan_split",
     "verify_data",
@@ -119,28 +118,6 @@ def verify_data(info: DataInfo, *, progress: Progress | None = None) -> DataInfo
     if not val.byte_counts:
         _check_decoded(info.folder, val, tokenizer)
     return replace(info, train=train, val=val)
-
-
-def count_shared_documents(info: DataInfo, *, progress: Progress | None = None) -> int:
-    """Training documents that, token for token, are validation documents too.
-
-    `build_data` leaves none; published web text can have a few by its nature.
-
-    Parameters
-    ----------
-    info : from `load_data_info`
-    progress : told the number of tokens read since it was last told
-    """
-
-    def digests(split: SplitInfo) -> Iterator[bytes]:
-        chunks = iter_chunks(info.folder / shard.name for shard in split.shards)
-        for document in iter_token_documents(chunks):
-            if progress is not None:
-                progress(document.size)
-            yield sha256(document.tobytes()).digest()
-
-    val = set(digests(info.val))
-    return sum(digest in val for digest in digests(info.train))
 
 
 def scan_split(

@@ -25,6 +25,14 @@ class DataConfig:
     """``folder``: what ``--data`` names; ``embedded``: the prose that Python itself carries."""
     vocab_size: int
     """Ids of the tokenizer; the data must have as many."""
+    max_overlap: float = 0.0
+    """Largest share of the validation documents that the training shards may hold too, token for
+    token. Shards that `flyweight data build` made share none; published web text repeats a page
+    now and then."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_overlap <= 1:
+            raise InvalidArgumentError(f"max_overlap must be 0 to 1, got {self.max_overlap}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
