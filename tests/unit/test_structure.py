@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
 EXCEPTIONS = {
     ("data", "interop"),
     ("artifact", "interop"),
+    ("evaluate", "train"),  # the processes of torchrun, in evaluate/sharded.py alone
 }
 TORCH_FREE = [
     "flyweight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger, ledger_binding
+from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
 
 __all__ = ["check_totals", "read_validation", "score_data"]
@@ -69,6 +71,7 @@ def score_data(
     name: str,
     model_sha256: str,
     folder: Path,
+    peers: Together | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Score every validation target once and say what it came to.
@@ -82,13 +85,14 @@ def score_data(
         text is continued, any other is begun anew
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
+    peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
 
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds`` (of this life only if ``was_resumed``), ``chain`` of the ledger, the ``config``, and
-    a line of ``text``
+    ``seconds`` (of this life only if ``was_resumed``), ``processes``, ``chain`` of the ledger, the
+    ``config``, and a line of ``text``
 
     Raises
     ------
@@ -99,22 +103,21 @@ def score_data(
     tokens = read_validation(data)
     counter = validation_counter(data)
     check_totals(data, tokens, counter)
-    folder.mkdir(parents=True, exist_ok=True)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
-    path = folder / f"{name}.ledger"
-    if path.exists() and ledger_binding(path) != binding:
-        path.unlink()  # without a score, or of another model, config or text: nothing to continue
+    shows = show_progress and (peers is None or peers.world.is_first)
     started = time.perf_counter()
     with (
-        Ledger(path, targets=tokens.size - 1, binding=binding) as ledger,
-        tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not show_progress) as bar,
+        _open_ledger(folder / f"{name}.ledger", tokens.size - 1, binding, peers) as ledger,
+        tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not shows) as bar,
     ):
 
         def advance(chunk: ScoredChunk) -> None:
             bar.update(chunk.stop - chunk.start)
             bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
 
-        result = score_stream(model, tokens, ledger, config, progress=advance)
+        result = score_stream(model, tokens, ledger, config, progress=advance, peers=peers)
+        if peers is not None:
+            check_agreement(ledger, peers.world)
     seconds = time.perf_counter() - started
     score = score_targets(result.nats, tokens, counter)
     return {
@@ -127,7 +130,21 @@ def score_data(
         "nats_per_token": score.nats_per_token,
         "seconds": seconds,
         "was_resumed": result.recorded_chunks > 0,
+        "processes": 1 if peers is None else peers.world.size,
         "chain": result.chain,
         "config": asdict(config),
         "text": str(score),
     }
+
+
+def _open_ledger(
+    path: Path, targets: int, binding: bytes, peers: Together | None
+) -> AbstractContextManager[Ledger]:
+    """The ledger of this model, config and text; one of anything else is begun anew."""
+    if peers is None or peers.world.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and ledger_binding(path) != binding:
+            path.unlink()
+    if peers is None:
+        return Ledger(path, targets=targets, binding=binding)
+    return open_shared_ledger(path, targets=targets, binding=binding, world=peers.world)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ from flyweight.evaluate.window import (
 )
 
 __all__ = [
+    "Alone",
     "Plain",
     "ScoreFirst",
     "ScoredChunk",
@@ -70,6 +71,34 @@ class ScoredChunk:
             raise InvalidArgumentError("a ScoredChunk comes from score(), it cannot be made")
 
 
+class Alone:
+    """One process: it scores all windows of a chunk and learns from all of its sequences.
+
+    What several processes do instead is in `flyweight.evaluate.sharded`.
+    """
+
+    def score(
+        self,
+        model: nn.Module,
+        tokens_T: Tensor,
+        windows: Windows,
+        *,
+        batch_windows: int,
+        precision: str,
+    ) -> NDArray[np.float64]:
+        """Scores of all targets of the windows; see `score_windows`."""
+        return score_windows(
+            model, tokens_T, windows, batch_windows=batch_windows, precision=precision
+        )
+
+    def rows(self, rows_BL: Tensor) -> Tensor:
+        """The sequences of an optimizer step that this process learns from."""
+        return rows_BL
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum the gradients of all processes."""
+
+
 class ScoringEngine(ABC):
     """One pass of a model over a stream, chunk by chunk.
 
@@ -80,6 +109,7 @@ class ScoringEngine(ABC):
     tokens : (T,) integers, the stream; all but the first are targets
     ledger : takes the ``T - 1`` scores; chunks that it already has are not scored again
     config : sizes
+    peers : the processes that share the work
 
     Raises
     ------
@@ -88,13 +118,19 @@ class ScoringEngine(ABC):
     """
 
     def __init__(
-        self, model: nn.Module, tokens: NDArray[Any], ledger: Ledger, config: ScoreConfig
+        self,
+        model: nn.Module,
+        tokens: NDArray[Any],
+        ledger: Ledger,
+        config: ScoreConfig,
+        peers: Alone | None = None,
     ) -> None:
         if ledger.targets != tokens.size - 1:
             raise InvalidArgumentError(
                 f"score: a ledger of {ledger.targets} targets for {tokens.size} tokens"
             )
         self.model, self.ledger, self.config = model.eval(), ledger, config
+        self.peers = peers or Alone()
         device = next(model.parameters()).device
         self.tokens_T = torch.from_numpy(tokens.astype(np.int32)).to(device)
         windows = self._plan(ledger.targets)
@@ -139,7 +175,7 @@ class ScoringEngine(ABC):
         return self._newest
 
     def _score(self, windows: Windows) -> NDArray[np.float64]:
-        nats = score_windows(
+        nats = self.peers.score(
             self.model,
             self.tokens_T,
             windows,
@@ -200,9 +236,14 @@ class ScoreFirst(Sliding):
     """
 
     def __init__(
-        self, model: nn.Module, tokens: NDArray[Any], ledger: Ledger, config: ScoreConfig
+        self,
+        model: nn.Module,
+        tokens: NDArray[Any],
+        ledger: Ledger,
+        config: ScoreConfig,
+        peers: Alone | None = None,
     ) -> None:
-        super().__init__(copy.deepcopy(model), tokens, ledger, config)
+        super().__init__(copy.deepcopy(model), tokens, ledger, config, peers)
         blocks = list(self.model.get_submodule("blocks").children())
         if config.last_blocks > len(blocks):
             raise InvalidArgumentError(
@@ -232,15 +273,22 @@ class ScoreFirst(Sliding):
 
     def _step(self, rows_BL: Tensor) -> None:
         self._optimizer.zero_grad()
+        own_BL, targets = self.peers.rows(rows_BL), rows_BL[:, 1:].numel()
+        if len(own_BL):
+            self._backward(own_BL, targets)
+        self.peers.sum_gradients(self._parameters)
+        nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        self._optimizer.step()
+
+    def _backward(self, rows_BL: Tensor, targets: int) -> None:
+        """Gradients of the part of the mean loss over so many targets that these rows have."""
         with torch.enable_grad():
             with autocast(rows_BL.device, self.config.precision):
                 logits_BLV = self.model(rows_BL[:, :-1])
-            loss = functional.cross_entropy(
-                logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten()
+            nats = functional.cross_entropy(
+                logits_BLV.flatten(0, 1).float(), rows_BL[:, 1:].flatten(), reduction="sum"
             )
-            torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-        self._optimizer.step()
+            torch.autograd.backward(nats / targets)
 
 
 _PROTOCOLS: dict[str, type[ScoringEngine]] = {
@@ -271,6 +319,7 @@ def score_stream(
     config: ScoreConfig,
     *,
     progress: Callable[[ScoredChunk], None] | None = None,
+    peers: Alone | None = None,
 ) -> StreamResult:
     """Score every target of a stream once, or finish what an earlier run began.
 
@@ -279,13 +328,15 @@ def score_stream(
     model, tokens, ledger : as for `ScoringEngine`; the weights stay as they were found
     config : the protocol and its sizes
     progress : called after each chunk, recorded ones included
+    peers : the processes that share the work; each makes the same call with its own copy of the
+        ledger
 
     Raises
     ------
     InvalidArgumentError, DataError
         As `ScoringEngine.score`; what is in the ledger by then stays there.
     """
-    engine = _PROTOCOLS[config.protocol](model, tokens, ledger, config)
+    engine = _PROTOCOLS[config.protocol](model, tokens, ledger, config, peers)
     last, new = len(engine.chunks) - 1, 0
     learns = ledger.scored < ledger.targets
     for index in range(len(engine.chunks)):

@@ -103,6 +103,19 @@ class World:
             dist.broadcast(numbers, src=0)
         return numbers.tolist()
 
+    def spread(self, values: Tensor) -> Tensor:
+        """A tensor on the CPU of the first process, in each of them; theirs is overwritten.
+
+        Raises
+        ------
+        PeerError
+            Another process ended.
+        """
+        if self.size > 1:
+            with _peers():
+                dist.broadcast(values, src=0)
+        return values
+
     def mean(self, values: Tensor) -> Flying:
         """Mean over the processes, in place."""
         return self.total(values if self.size == 1 else values.div_(self.size))
