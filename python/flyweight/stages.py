@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +79,9 @@ class Run:
     """Told one line when a stage begins, ends or is skipped."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """What ``run.json`` holds."""
+    world: Any = None
+    """The processes of torchrun while they train or score together; the rest of the time this one
+    is alone, and most stages do without PyTorch."""
 
     def path(self, name: str) -> Path:
         """A file of the run."""
@@ -120,7 +124,8 @@ def run_stages(
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
     SystemExit
-        In the processes of torchrun but the first, once they helped to train; it does the rest.
+        In the processes of torchrun but the first, once they have helped to train and to score; it
+        does the rest.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -129,8 +134,9 @@ def run_stages(
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
     folder, seed = Path(out), recipe.seed if seed is None else seed
-    if _processes() > 1 and os.environ["RANK"] != "0":
-        if "train" in stages:
+    several = _is_several() and any(stage in stages for stage in _TOGETHER)
+    if _is_several() and os.environ["RANK"] != "0":
+        if several:
             _assist(recipe, seed, folder, folder / "data" if data is None else Path(data))
         raise SystemExit
     with locked(folder):
@@ -145,6 +151,9 @@ def run_stages(
         for stage in STAGES:
             if stage in stages:
                 _do_stage(run, stage)
+        if several:
+            with _joined(recipe) as world:
+                world.agree(len(_TOGETHER))
     return run
 
 
@@ -152,53 +161,24 @@ def run_stages(
 
 
 def _train(run: Run) -> dict[str, Any]:
-    from flyweight.train.distributed import join
-
     _refuse_overlap(run)
     _drop_foreign_state(run)
-    with join(run.recipe.train.device) as world:
-        world.agree(True)
-        facts = asdict(_train_with(run.recipe, run.seed, run.folder, run.data.folder, world))
+    facts = asdict(_together(run, "train"))
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
 
 
-def _train_with(recipe: Recipe, seed: int, folder: Path, data: Path, world: Any) -> Any:
+def _train_model(run: Run) -> Any:
     from flyweight.train.trainer import train
 
     return train(
-        recipe.model,
-        recipe.train,
-        data,
-        folder / "train",
-        seed=seed,
-        quantize=recipe.quantize,
-        world=world,
+        run.recipe.model,
+        run.recipe.train,
+        run.data.folder,
+        run.path("train"),
+        seed=run.seed,
+        quantize=run.recipe.quantize,
+        world=run.world,
     )
-
-
-def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
-    """What the other processes do that torchrun started: train with the first one, if it does."""
-    from flyweight.train.distributed import join
-
-    with join(recipe.train.device) as world:
-        (trains,) = world.agree(False)
-        if trains:
-            _train_with(recipe, seed, folder, data, world)
-
-
-def _dismiss(recipe: Recipe) -> None:
-    """Tell the other processes that there is nothing to train."""
-    if _processes() == 1:
-        return
-    from flyweight.train.distributed import join
-
-    with join(recipe.train.device) as world:
-        world.agree(False)
-
-
-def _processes() -> int:
-    """How many torchrun started; looked up here, as most stages do without PyTorch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _drop_foreign_state(run: Run) -> None:
@@ -344,9 +324,15 @@ def _code(run: Run) -> dict[str, Any]:
 
 
 def _score(run: Run) -> dict[str, Any]:
-    from flyweight.evaluate.score import score_data
-
     _refuse_overlap(run)
+    facts: dict[str, Any] = _together(run, "score")
+    return facts
+
+
+def _score_models(run: Run) -> dict[str, Any]:
+    from flyweight.evaluate.score import score_data
+    from flyweight.evaluate.sharded import Together
+
     suite = run.recipe.score
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
@@ -366,8 +352,10 @@ def _score(run: Run) -> dict[str, Any]:
             name=name,
             model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
+            peers=Together(run.world) if run.world.size > 1 else None,
         )
-        atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
+        if run.world.is_first:
+            atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")
     return {
         "results": results,
@@ -475,6 +463,50 @@ _WORK = {
 }
 
 
+# --- processes ------------------------------------------------------------------------------------
+
+_TOGETHER = {"train": _train_model, "score": _score_models}
+"""What all processes of torchrun do, by stage; the first one does the rest alone."""
+
+
+def _is_several() -> bool:
+    """Whether torchrun started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _joined(recipe: Recipe) -> AbstractContextManager[Any]:
+    from flyweight.train.distributed import join
+
+    return join(recipe.train.device)
+
+
+def _together(run: Run, stage: str) -> Any:
+    """Do the work of a stage in all processes; what it came to in this one."""
+    with _joined(run.recipe) as run.world:
+        run.world.agree(list(_TOGETHER).index(stage))
+        result = _TOGETHER[stage](run)
+    run.world = None
+    return result
+
+
+def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
+    """What the other processes do: whatever the first one calls for, until it has no more."""
+    while True:
+        with _joined(recipe) as world:
+            called = int(world.agree(0)[0])
+            if called == len(_TOGETHER):
+                return
+            run = Run(
+                recipe=recipe,
+                seed=seed,
+                folder=folder,
+                data=load_data_info(data),
+                report=lambda line: None,
+                world=world,
+            )
+            list(_TOGETHER.values())[called](run)
+
+
 # --- manifest -------------------------------------------------------------------------------------
 
 
@@ -492,8 +524,6 @@ def _do_stage(run: Run, name: str) -> None:
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
     if _is_done(run, name, key):
-        if name == "train":
-            _dismiss(run.recipe)
         run.report(f"{name}: done before")
         return
     run.report(f"{name} ...")
@@ -595,10 +625,8 @@ def _refuse_overlap(run: Run) -> None:
 
 def _load_checkpoint(run: Run) -> Any:
     from flyweight.model.checkpoint import load_model
-    from flyweight.train.distributed import pick_device
 
-    model = load_model(run.path(CHECKPOINT))
-    return model.to(pick_device(run.recipe.train.device)).eval()
+    return load_model(run.path(CHECKPOINT)).to(_device(run)).eval()
 
 
 def _load_artifact(run: Run) -> tuple[Any, str]:
@@ -606,11 +634,17 @@ def _load_artifact(run: Run) -> tuple[Any, str]:
     from flyweight.model.checkpoint import load_weights
     from flyweight.model.config import ModelConfig
     from flyweight.model.transformer import Transformer
-    from flyweight.train.distributed import pick_device
 
     file = open_fly(run.path(MODEL))
     file.verify()
     tensors = {name: file[name] for name in file}
     model = Transformer(ModelConfig.from_fields(file.config()))
     load_weights(model, tensors, source=str(run.path(MODEL)))
-    return model.to(pick_device(run.recipe.train.device)).eval(), weights_sha256(tensors)
+    return model.to(_device(run)).eval(), weights_sha256(tensors)
+
+
+def _device(run: Run) -> Any:
+    """Where this process computes."""
+    from flyweight.train.distributed import pick_device
+
+    return pick_device(run.recipe.train.device) if run.world is None else run.world.device

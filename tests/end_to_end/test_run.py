@@ -25,6 +25,7 @@ from flyweight.interop import read_safetensors
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, Run, run_stages
+from flyweight.submission.checks import BPB_TOLERANCE
 from flyweight.submission.digest import weights_sha256
 
 RECIPE = """
@@ -423,22 +424,42 @@ def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None
         load_recipe(str(path))
 
 
-def test_two_processes_train_and_one_does_the_rest(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_score_and_one_does_the_rest(data: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "test.toml", tmp_path / "run"
     recipe.write_text(RECIPE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     verb = ["-m", "flyweight", "run", str(recipe), "--data", str(data), "--out", str(out)]
-    options = ["--steps", "5", "--until", "code", "--json"]
+    options = ["--steps", "5", "--until", "score", "--json"]
     for repeat in ("...", "done before"):
         done = subprocess.run([*torchrun, *verb, *options], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         facts = json.loads(done.stdout)  # one process alone prints
         assert facts["train"]["steps"] == 5
         assert facts["train"]["processes"] == 2
-        assert facts["stages"] == ["train", "hessian", "quantize", "code"]
+        assert facts["stages"] == ["train", "hessian", "quantize", "code", "score"]
         for stage in facts["stages"]:
             assert sum(line.startswith(stage) for line in done.stderr.splitlines()) >= 1
         assert repeat in done.stderr
+    two = json.loads((out / "run.json").read_text())["stages"]["score"]["facts"]["results"]
+    shutil.rmtree(out / "score")
+    alone = run_stages(load_recipe(str(recipe)), out=out, data=data, max_steps=5, stages=["score"])
+    one = alone.manifest["stages"]["score"]["facts"]["results"]
+    for name in ("float", "quantized", "sliding"):
+        assert two[name]["chain"] == one[name]["chain"], name  # bit for bit
+        assert (two[name]["processes"], one[name]["processes"]) == (2, 1)
+    assert abs(two["ttt"]["bpb"] - one["ttt"]["bpb"]) < BPB_TOLERANCE["cpu"]
+
+
+def test_an_error_between_what_processes_share_ends_all(data: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "test.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    verb = ["-m", "flyweight", "score", str(recipe), "--data", str(data), "--out", str(out)]
+    done = subprocess.run([*torchrun, *verb], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("flyweight: ")]
+    assert len(said) == 1, done.stderr
+    assert "stage score needs stage train first" in said[0]
 
 
 def test_calibration_in_sequence(tmp_path: Path, recipe: Recipe, data: Path) -> None:
