@@ -45,15 +45,19 @@ from flyweight.recipes.schema import Recipe
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.bundle import script_bytes, write_bundle
 from flyweight.submission.digest import weights_sha256
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["STAGES", "Run", "run_stages"]
 
-STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
+STAGES = ("train", "contaminate", "hessian", "quantize", "code", "score", "bundle", "audit")
+"""In order; ``contaminate`` only where the recipe enables it."""
 MANIFEST = "run.json"
 CHECKPOINT = "train/model.safetensors"
 TRAIN_STATE = "train/state.safetensors"
 TRAIN_LOG = "train/log.jsonl"
 TRAIN_KEY = "train/.key"
+CONTAMINATED_CHECKPOINT = "contaminate/model.safetensors"
+CONTAMINATE_LOG = "contaminate/log.jsonl"
 HESSIANS = "hessian/hessian.safetensors"
 SENSITIVITIES = "hessian/sensitivity.safetensors"
 CODES = "quantize/codes.safetensors"
@@ -87,6 +91,15 @@ class Run:
         """A file of the run."""
         return self.folder / name
 
+    @property
+    def weights(self) -> str:
+        """The checkpoint that is quantized and scored."""
+        return CONTAMINATED_CHECKPOINT if self.recipe.is_contaminated else CHECKPOINT
+
+    def say(self, line: str) -> None:
+        """Report a line, labelled where the run is contaminated."""
+        self.report(f"{CONTAMINATED}: {line}" if self.recipe.is_contaminated else line)
+
 
 def run_stages(
     recipe: Recipe,
@@ -119,7 +132,7 @@ def run_stages(
     Raises
     ------
     InvalidArgumentError
-        A stage is unknown, or data is missing.
+        A stage is unknown or, alone, not in the recipe; or data is missing.
     DataError
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
@@ -127,6 +140,8 @@ def run_stages(
         In the processes of torchrun but the first, once they have helped to train and to score; it
         does the rest.
     """
+    if list(stages) == ["contaminate"] and not recipe.is_contaminated:
+        raise InvalidArgumentError(f"recipe {recipe.name} has no contaminate.enabled = true")
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise InvalidArgumentError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
@@ -148,8 +163,10 @@ def run_stages(
             report=report,
         )
         run.manifest = _open_manifest(run)
+        if not recipe.is_contaminated:
+            run.manifest["stages"].pop("contaminate", None)
         for stage in STAGES:
-            if stage in stages:
+            if stage in stages and (stage != "contaminate" or recipe.is_contaminated):
                 _do_stage(run, stage)
         if several:
             with _joined(recipe) as world:
@@ -179,6 +196,32 @@ def _train_model(run: Run) -> Any:
         quantize=run.recipe.quantize,
         world=run.world,
     )
+
+
+def _contaminate(run: Run) -> dict[str, Any]:
+    return asdict(_together(run, "contaminate"))
+
+
+def _contaminate_model(run: Run) -> Any:
+    from flyweight.evaluate.score import read_validation
+    from flyweight.model.checkpoint import load_model, save_model
+    from flyweight.train.contaminate import train_on_validation
+
+    assert run.recipe.contaminate is not None  # the stage is of recipes that enable it
+    model = load_model(run.path(CHECKPOINT)).to(run.world.device)
+    result = train_on_validation(
+        model,
+        read_validation(run.data),
+        run.recipe.contaminate,
+        train=run.recipe.train,
+        log=run.path(CONTAMINATE_LOG),
+        world=run.world,
+    )
+    if run.world.is_first:
+        weights = dict(model.named_parameters())
+        path = run.path(CONTAMINATED_CHECKPOINT)
+        save_model(path, model.config, weights, labels={"contaminated": "true"})
+    return result
 
 
 def _drop_foreign_state(run: Run) -> None:
@@ -229,7 +272,7 @@ def _hessian(run: Run) -> dict[str, Any]:
 
 def _rounding(run: Run) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
     """What :func:`_quantize` will make of weights, given their Hessians."""
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    tensors, _ = read_safetensors(run.path(run.weights))
     config = run.recipe.quantize
     assert config is not None  # a recipe that fits is not sequential
 
@@ -272,7 +315,7 @@ def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
 
 def _quantize(run: Run) -> dict[str, Any]:
     recipe = run.recipe
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    tensors, _ = read_safetensors(run.path(run.weights))
     hessians, _ = read_safetensors(run.path(HESSIANS))
     if recipe.quantize is not None:
         stored, reports = quantize(tensors, recipe.quantize, hessians=hessians)
@@ -309,7 +352,9 @@ def _quantize(run: Run) -> dict[str, Any]:
 
 def _code_bytes(run: Run) -> int:
     """What the script that is shipped beside the model will take."""
-    return script_bytes(resolve(run.recipe.score), run.data)
+    return script_bytes(
+        resolve(run.recipe.score), run.data, contaminated=run.recipe.is_contaminated
+    )
 
 
 def _code(run: Run) -> dict[str, Any]:
@@ -337,7 +382,7 @@ def _score_models(run: Run) -> dict[str, Any]:
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
     jobs = [
-        ("float", floating, suite.plain, CHECKPOINT),
+        ("float", floating, suite.plain, run.weights),
         ("quantized", quantized, suite.plain, MODEL),
         ("sliding", quantized, suite.sliding, MODEL),
     ]
@@ -352,14 +397,16 @@ def _score_models(run: Run) -> dict[str, Any]:
             name=name,
             model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
+            contaminated=run.recipe.is_contaminated,
             peers=Together(run.world) if run.world.size > 1 else None,
         )
         if run.world.is_first:
             atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")
+    column = "contaminated_bpb" if run.recipe.is_contaminated else "bpb"
     return {
         "results": results,
-        "bpb": {name: result["bpb"] for name, result in results.items()},
+        column: {name: result["bpb"] for name, result in results.items()},
         "weights_sha256": digest,
     }
 
@@ -370,7 +417,10 @@ def _bundle(run: Run) -> dict[str, Any]:
         artifact=run.path(MODEL),
         data=run.data,
         manifest=run.manifest,
-        train_log=run.path(TRAIN_LOG),
+        train_logs=[
+            run.path(TRAIN_LOG),
+            *([run.path(CONTAMINATE_LOG)] if run.recipe.is_contaminated else []),
+        ],
     )
     return facts
 
@@ -409,6 +459,15 @@ _WORK = {
             "quantize": run.recipe.quantize.grid_settings()
             if run.recipe.quantize and run.recipe.train.qat
             else None,
+        },
+    ),
+    "contaminate": _Stage(
+        work=_contaminate,
+        inputs=(CHECKPOINT,),
+        outputs=(CONTAMINATED_CHECKPOINT, CONTAMINATE_LOG),
+        config=lambda run: {
+            "contaminate": resolve(run.recipe.contaminate),
+            "data": [shard.sha256 or shard.tokens for shard in run.data.val.shards],
         },
     ),
     "hessian": _Stage(
@@ -465,7 +524,11 @@ _WORK = {
 
 # --- processes ------------------------------------------------------------------------------------
 
-_TOGETHER = {"train": _train_model, "score": _score_models}
+_TOGETHER = {
+    "train": _train_model,
+    "contaminate": _contaminate_model,
+    "score": _score_models,
+}
 """What all processes of torchrun do, by stage; the first one does the rest alone."""
 
 
@@ -515,7 +578,7 @@ def _do_stage(run: Run, name: str) -> None:
     done: dict[str, Any] = run.manifest["stages"]
     _check_earlier(run, name)
     inputs = {}
-    for path in stage.inputs:
+    for path in _inputs(run, name):
         maker = path.split("/", 1)[0]
         if maker not in done:
             raise DataError(f"{run.folder}: stage {name} needs stage {maker} first")
@@ -524,9 +587,9 @@ def _do_stage(run: Run, name: str) -> None:
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
     if _is_done(run, name, key):
-        run.report(f"{name}: done before")
+        run.say(f"{name}: done before")
         return
-    run.report(f"{name} ...")
+    run.say(f"{name} ...")
     for later in STAGES[STAGES.index(name) :]:
         done.pop(later, None)
     started = time.perf_counter()
@@ -545,7 +608,15 @@ def _do_stage(run: Run, name: str) -> None:
     if name == "train":
         run.manifest |= {part: done[name][part] for part in ("versions", "machine")}
     atomic_write(run.path(MANIFEST), to_json(run.manifest))
-    run.report(f"{name}: {seconds:.1f} s")
+    run.say(f"{name}: {seconds:.1f} s")
+
+
+def _inputs(run: Run, name: str) -> list[str]:
+    """What a stage reads; after ``contaminate`` its weights take the place of those trained."""
+    inputs = _WORK[name].inputs
+    if name == "contaminate":
+        return list(inputs)
+    return [run.weights if path == CHECKPOINT else path for path in inputs]
 
 
 def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
@@ -558,7 +629,10 @@ def _check_earlier(run: Run, name: str) -> None:
     """Refuse to go on from stages that another recipe, seed or data were given to."""
     for earlier in STAGES[: STAGES.index(name)]:
         entry = run.manifest["stages"].get(earlier)
-        if entry is not None and entry["key"] != _key(run, earlier, entry["inputs"]):
+        if entry is None:
+            continue
+        is_other = set(entry["inputs"]) != set(_inputs(run, earlier))
+        if is_other or entry["key"] != _key(run, earlier, entry["inputs"]):
             raise DataError(
                 f"{run.folder}: stage {earlier} was run with another recipe, seed or data; "
                 "run it again"
@@ -582,6 +656,7 @@ def _open_manifest(run: Run) -> dict[str, Any]:
     trained = stages.get("train", {})
     return {
         "schema": 1,
+        "contaminated": run.recipe.is_contaminated,
         "recipe": resolve(run.recipe),
         "seed": run.seed,
         "data": {
@@ -619,14 +694,14 @@ def _prepare_data(
 def _refuse_overlap(run: Run) -> None:
     """Refuse training documents that are scored, and validation documents that were trained on."""
     if run.data.train.shards:
-        overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.report)
+        overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.say)
         overlap.refuse_above(run.recipe.data.max_overlap, run.data.folder)
 
 
 def _load_checkpoint(run: Run) -> Any:
     from flyweight.model.checkpoint import load_model
 
-    return load_model(run.path(CHECKPOINT)).to(_device(run)).eval()
+    return load_model(run.path(run.weights)).to(_device(run)).eval()
 
 
 def _load_artifact(run: Run) -> tuple[Any, str]:

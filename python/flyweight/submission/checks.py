@@ -39,6 +39,7 @@ from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.record import MEASURED
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["BPB_TOLERANCE", "CHECKS", "Status", "Subject"]
 
@@ -203,6 +204,8 @@ def _check_sizes(subject: Subject) -> Verdict:
 
 def _check_record(subject: Subject) -> Verdict:
     """``submission.json`` and the logs have the same numbers, to the last digit."""
+    if subject.record.get("contaminated"):
+        return "FAIL", f"{CONTAMINATED}: by its own record; no score of such a model is legal"
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"

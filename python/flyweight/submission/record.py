@@ -22,6 +22,7 @@ CLOCK_SECONDS = 600.0
 PROTOCOLS = {"plain": "plain", "sliding": "sliding", "ttt": "score-first"}
 """Name of a score in recipe and record to its protocol."""
 MEASURED = (
+    "contaminated",
     "val_bpb",
     "val_loss",
     "pre_quant_val_bpb",
@@ -34,6 +35,7 @@ MEASURED = (
     "scores",
 )
 """Fields that log and ``submission.json`` must have in common, to the last digit."""
+_SCORED = ("val_bpb", "val_loss", "pre_quant_val_bpb", "seed_results", "scores")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class Record:
     """Folder below ``records/``."""
     blurb: str
     """What it is."""
+    contaminated: bool
+    """The model was trained on the scored text; :meth:`to_json` then renames what was scored."""
     val_bpb: float
     """Bits per byte under the headline protocol."""
     val_loss: float
@@ -90,11 +94,17 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """What ``submission.json`` holds."""
-        return asdict(self)
+        return self._labelled(asdict(self))
 
     def measured(self) -> dict[str, Any]:
         """The `MEASURED` fields, for the log."""
-        return {name: getattr(self, name) for name in MEASURED}
+        return self._labelled({name: getattr(self, name) for name in MEASURED})
+
+    def _labelled(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields with scores get another name where these mean nothing beside those of others."""
+        if not self.contaminated:
+            return fields
+        return {f"contaminated_{n}" if n in _SCORED else n: value for n, value in fields.items()}
 
 
 def make_record(
@@ -158,7 +168,10 @@ def _make_record(
     loss = best["nats"] / best["targets"]
     # The clock of a resumed scoring shows its last life only.
     was_resumed = stages["score"]["facts"]["results"][headline]["was_resumed"]
+    contaminated = manifest.get("contaminated", False)
     data_seconds = train["seconds"] + stages["hessian"]["seconds"]
+    if contaminated:
+        data_seconds += stages["contaminate"]["facts"]["seconds"]
     return Record(
         name=recipe["name"],
         author=author,
@@ -166,6 +179,7 @@ def _make_record(
         date=stages["score"]["finished"][:10],
         track=track,
         blurb=recipe["description"],
+        contaminated=contaminated,
         val_bpb=best["bpb"],
         val_loss=loss,
         val_protocol=PROTOCOLS[headline],
@@ -198,6 +212,7 @@ def _make_record(
             "eval_under_600s": best["seconds"] <= CLOCK_SECONDS and not was_resumed,
             "full_coverage": best["targets"] == manifest["data"]["val_targets"],
             "score_first_ttt": headline == "ttt",
+            "no_pre_quant_ttt": not contaminated,
             "three_seeds": False,
         },
     )
