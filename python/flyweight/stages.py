@@ -427,7 +427,10 @@ def _bundle(run: Run) -> dict[str, Any]:
 
 def _audit(run: Run) -> dict[str, Any]:
     report = audit_folder(
-        run.path("bundle"), data=run.data.folder, budget_bytes=run.recipe.budget_bytes
+        run.path("bundle"),
+        data=run.data.folder,
+        budget_bytes=run.recipe.budget_bytes,
+        ledgers=run.path("score"),
     )
     facts = report.to_json()
     atomic_write(run.path("audit/audit.json"), to_json(facts))

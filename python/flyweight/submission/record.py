@@ -35,6 +35,7 @@ MEASURED = (
     "scores",
 )
 """Fields that log and ``submission.json`` must have in common, to the last digit."""
+_SCORE_FIELDS = ("bpb", "bits", "bytes", "nats", "targets", "seconds", "chain")
 _SCORED = ("val_bpb", "val_loss", "pre_quant_val_bpb", "seed_results", "scores")
 
 
@@ -86,9 +87,9 @@ class Record:
     """Every seed that was run."""
     seed_results: dict[str, dict[str, float]]
     """Seed to its measured values."""
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, Any]]
     """Score name (``float``, ``quantized``, ``sliding``, ``ttt``) to bpb, its numerator (bits) and
-    denominator (bytes), nats, targets and seconds."""
+    denominator (bytes), nats, targets, seconds and the chain of its ledger."""
     compliance: dict[str, bool]
     """Rules of the challenge that can be decided from measured values."""
 
@@ -160,7 +161,7 @@ def _make_record(
     stages, recipe = manifest["stages"], manifest["recipe"]
     train = stages["train"]["facts"]
     scores = {
-        name: {key: result[key] for key in ("bpb", "bits", "bytes", "nats", "targets", "seconds")}
+        name: {key: result[key] for key in _SCORE_FIELDS}
         for name, result in stages["score"]["facts"]["results"].items()
     }
     headline = headline_score(scores)
