@@ -220,7 +220,7 @@ def _drop_foreign_state(run: Run) -> None:
 def _hessian(run: Run) -> dict[str, Any]:
     import torch
 
-    from flyweight.evaluate.window import autocast
+    from flyweight.evaluate.scorer import autocast
     from flyweight.train.calibrate import collect_hessians, collect_in_sequence
 
     recipe, config = run.recipe, run.recipe.calibrate

@@ -76,9 +76,9 @@ protocol = "score-first"
 seq_len = 64
 stride = 32
 chunk_targets = 512
-last_blocks = 1
+[score.ttt.adapt]
 epochs = 1
-adapt_sequences = 8
+sequences = 8
 """
 WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while"),

@@ -20,9 +20,11 @@ from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.engine import ScoredChunk
 from flyweight.evaluate.ledger import Ledger, ledger_binding
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
-from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+from flyweight.evaluate.stream import score_binding
+from flyweight.evaluate.ttt import score_stream
 
 __all__ = ["check_totals", "read_validation", "score_data"]
 
