@@ -76,6 +76,8 @@ class Run:
     """The token shards."""
     report: Report
     """Told one line when a stage begins, ends or is skipped."""
+    deadline: float | None = None
+    """Seconds that each protocol of the stage score may take; None is no end."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """What ``run.json`` holds."""
 
@@ -92,6 +94,7 @@ def run_stages(
     seed: int | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
+    deadline: float | None = None,
     stages: Sequence[str] = STAGES,
     report: Report = lambda line: None,
 ) -> Run:
@@ -104,6 +107,7 @@ def run_stages(
     data : a data folder; may be left out where the recipe's data is embedded
     seed : instead of the recipe's
     max_steps, max_seconds : budget of the training, instead of the recipe's
+    deadline : seconds that each protocol may take; what does not fit falls back to plain blocks
     stages : which of :data:`STAGES`, in order; the ones before must be done
     report : told one line when a stage begins, ends or is skipped
 
@@ -140,6 +144,7 @@ def run_stages(
             folder=folder,
             data=_prepare_data(recipe, folder, data, report),
             report=report,
+            deadline=deadline,
         )
         run.manifest = _open_manifest(run)
         for stage in STAGES:
@@ -345,11 +350,14 @@ def _code(run: Run) -> dict[str, Any]:
 
 def _score(run: Run) -> dict[str, Any]:
     from flyweight.evaluate.score import score_data
+    from flyweight.train.losses import fastest_operations
 
     _refuse_overlap(run)
     suite = run.recipe.score
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
+    for model in (floating, quantized):
+        model.use(fastest_operations(model))
     jobs = [
         ("float", floating, suite.plain, CHECKPOINT),
         ("quantized", quantized, suite.plain, MODEL),
@@ -366,6 +374,7 @@ def _score(run: Run) -> dict[str, Any]:
             name=name,
             model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
+            deadline=run.deadline,
         )
         atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")

@@ -11,6 +11,12 @@ from flyweight.stages import STAGES, Run
 __all__ = ["check_audit", "run_facts", "run_text"]
 
 
+_SCORE_FACTS = (
+    *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
+    *("phases", "recompilations", "deadline"),
+)
+
+
 def run_facts(run: Run) -> dict[str, Any]:
     """Stable keys of a run: ``bpb``, ``bytes``, ``audit``, ``seconds`` by stage, ``stages``."""
     stages = run.manifest["stages"]
@@ -27,7 +33,12 @@ def run_facts(run: Run) -> dict[str, Any]:
         code = stages["code"]["facts"]
         facts["bytes"] = {"model": code["model_bytes"], "by_class": code["by_class"]}
     if "score" in stages:
-        facts["bpb"] = stages["score"]["facts"]["bpb"]
+        score = stages["score"]["facts"]
+        facts["bpb"] = score["bpb"]
+        facts["scores"] = [
+            {"name": name, **{key: result[key] for key in _SCORE_FACTS}}
+            for name, result in score["results"].items()
+        ]
     if "bundle" in stages:
         bundle = stages["bundle"]["facts"]
         facts["bytes"] |= {"code": bundle["code_bytes"], "total": bundle["total_bytes"]}

@@ -71,9 +71,14 @@ class ScoreFirst(Sliding):
             self._compiled = torch.compile(mean_loss, fullgraph=True, dynamic=False)
 
     @property
-    def learned_chunks(self) -> int:
-        """How many chunks there are to learn from, the first ones; none behind the last."""
+    def _learned_chunks(self) -> int:
         return min(self._adapt.max_chunks or len(self.chunks), len(self.chunks))
+
+    def tokens_to_learn(self, index: int) -> int:
+        """Those of the chunk in each epoch; none behind the first ``max_chunks``."""
+        windows = self.chunks[index]
+        is_used = index < self._learned_chunks
+        return is_used * self._adapt.epochs * (windows.stop - windows.start)
 
     def warm_up(self) -> None:
         """Also compile a pass of the usual size forward and backward; no weight changes."""
@@ -85,9 +90,9 @@ class ScoreFirst(Sliding):
             self._optimizer.zero_grad()
 
     def _learn(self, scored: ScoredChunk) -> None:
-        if scored.index >= self.learned_chunks:
+        if scored.index >= self._learned_chunks:
             return
-        self._set_rate(scored.index / max(self.learned_chunks - 1, 1))
+        self._set_rate(scored.index / max(self._learned_chunks - 1, 1))
         rows_BL = self._sequences(scored.start, scored.stop)
         if self._raw:
             averages = [weight.detach().clone() for weight in self._parameters]

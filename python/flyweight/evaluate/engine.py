@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.pace import Journal
 from flyweight.evaluate.scorer import WindowScorer
 from flyweight.evaluate.window import Windows, plain_windows, sliding_windows, split_chunks
 
@@ -56,9 +57,16 @@ class Alone:
     What several processes do instead is in `flyweight.evaluate.sharded`.
     """
 
+    is_first = True
+    """Whether this process writes."""
+
     def score(self, scorer: WindowScorer, windows: Windows) -> NDArray[np.float64]:
         """Scores of all targets of the windows; see `WindowScorer.score`."""
         return scorer.score(windows)
+
+    def decide(self, answer: bool) -> bool:
+        """The answer of the first process, in each of them."""
+        return answer
 
     def rows(self, rows_BL: Tensor) -> Tensor:
         """The sequences of an optimizer step that this process learns from."""
@@ -105,15 +113,23 @@ class ScoringEngine(ABC):
         windows = self._plan(ledger.targets)
         self.chunks = tuple(split_chunks(windows, chunk_targets=config.chunk_targets))
         self.scorer = WindowScorer(model, self.tokens_T, config)
+        path = ledger.path.with_name(ledger.path.name + ".journal")
+        self.journal = Journal(path if self.peers.is_first else None, is_new=ledger.scored == 0)
         self._next = 0
+        self._has_learned = False
         self._newest: ScoredChunk | None = None
 
     @abstractmethod
     def _plan(self, targets: int) -> Windows:
         """All windows of the stream."""
 
-    def score(self, index: int) -> ScoredChunk:
+    def score(self, index: int, *, plainly: bool = False) -> ScoredChunk:
         """Final scores of the next chunk, under the state that the chunks before it left.
+
+        Parameters
+        ----------
+        index : of the chunk
+        plainly : in blocks without overlap, which takes the least time, whatever the protocol
 
         Raises
         ------
@@ -134,15 +150,20 @@ class ScoringEngine(ABC):
         windows = self.chunks[index]
         recorded = self.ledger.recorded(windows.start, windows.stop)
         if recorded is None:
-            nats = self._score(windows)
+            nats = self._score(self._blocks(index) if plainly else windows)
+            self.journal.write(index, learned=self._has_learned, plain=plainly)
             self.ledger.append(windows.start, nats)
         else:
             nats = recorded
-        self._next = index + 1
+        self._next, self._has_learned = index + 1, False
         self._newest = ScoredChunk(
             index, windows.start, windows.stop, nats, recorded is not None, _SEAL
         )
         return self._newest
+
+    def _blocks(self, index: int) -> Windows:
+        windows = self.chunks[index]
+        return plain_windows(windows.stop, seq_len=self.config.seq_len, start=windows.start)
 
     def _score(self, windows: Windows) -> NDArray[np.float64]:
         return self.peers.score(self.scorer, windows)
@@ -160,11 +181,29 @@ class ScoringEngine(ABC):
                 "adapt: expected the ScoredChunk that the newest score() of this engine returned, "
                 f"not yet used; got {type(scored).__name__}"
             )
-        self._newest = None
+        self._newest, self._has_learned = None, True
         self._learn(scored)
 
     def _learn(self, scored: ScoredChunk) -> None:  # noqa: B027 - a hook, not a duty
         """Nothing: most protocols leave the weights as they are."""
+
+    def is_recorded(self, index: int) -> bool:
+        """Whether the ledger has the scores of a chunk."""
+        windows = self.chunks[index]
+        return self.ledger.recorded(windows.start, windows.stop) is not None
+
+    def tokens_to_score(self, index: int, *, plainly: bool = False) -> int:
+        """Tokens that the model goes over in `score`."""
+        return (self._blocks(index) if plainly else self.chunks[index]).tokens
+
+    def tokens_to_learn(self, index: int) -> int:
+        """Tokens that the model goes over in `adapt`; 0 where there is nothing to learn."""
+        return 0
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.tokens_T.is_cuda:
+            torch.cuda.synchronize(self.tokens_T.device)
 
     def warm_up(self) -> None:
         """Compile what the stream will meet, on tokens that are not the stream's."""

@@ -76,6 +76,15 @@ class Together(Alone):
         own = share_windows(windows, batch_windows=scorer.batch_windows, rank=rank, size=size)
         return gather_in_order(scorer.score(own) if len(own) else np.empty(0), self.world)
 
+    @property
+    def is_first(self) -> bool:  # type: ignore[override]
+        """Whether this process writes."""
+        return self.world.is_first
+
+    def decide(self, answer: bool) -> bool:
+        """The answer of the first process, in each of them."""
+        return bool(self.world.agree(float(answer))[0])
+
     def rows(self, rows_BL: Tensor) -> Tensor:
         """The sequences of a step that this process learns from, perhaps none."""
         rank, size, count = self.world.rank, self.world.size, len(rows_BL)

@@ -29,6 +29,7 @@ def score_stream(
     ledger: Ledger,
     config: ScoreConfig,
     *,
+    deadline: float | None = None,
     progress: Callable[[ScoredChunk], None] | None = None,
     peers: Alone | None = None,
 ) -> StreamResult:
@@ -38,6 +39,7 @@ def score_stream(
     ----------
     model, tokens, ledger : as for `ScoringEngine`; the weights stay as they were found
     config : the protocol and its sizes
+    deadline : seconds that it may take; see `run_engine`
     progress : called after each chunk, recorded ones included
     peers : the processes that share the work; each makes the same call with its own copy of the
         ledger
@@ -48,4 +50,4 @@ def score_stream(
         As `ScoringEngine.score`; what is in the ledger by then stays there.
     """
     engine = ENGINES[config.protocol](model, tokens, ledger, config, peers)
-    return run_engine(engine, progress=progress)
+    return run_engine(engine, deadline=deadline, progress=progress)

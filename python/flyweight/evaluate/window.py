@@ -52,14 +52,20 @@ class Windows:
         """One past the last target of the run."""
         return int(self.end[-1])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a model reads in all of them."""
+        return int((self.end - self.begin).sum())
 
-def plain_windows(targets: int, *, seq_len: int) -> Windows:
+
+def plain_windows(targets: int, *, seq_len: int, start: int = 0) -> Windows:
     """Blocks without overlap; the last one is shorter when ``seq_len`` does not divide.
 
     Parameters
     ----------
     targets : targets of the stream, one less than its tokens
     seq_len : tokens of a window
+    start : first target of the blocks
 
     Raises
     ------
@@ -67,7 +73,7 @@ def plain_windows(targets: int, *, seq_len: int) -> Windows:
         A size below 1.
     """
     _check_plan(targets, seq_len, seq_len)
-    first = np.arange(0, targets, seq_len, dtype=np.int64)
+    first = np.arange(start, targets, seq_len, dtype=np.int64)
     return Windows(begin=first, first=first, end=np.minimum(first + seq_len, targets))
 
 

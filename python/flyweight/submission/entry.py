@@ -54,12 +54,19 @@ def main(
     parser.add_argument("--data", type=Path, required=True, help="holds fineweb_val_*.bin")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     parser.add_argument("--protocol", default="headline", choices=["headline", *claim.protocols])
+    parser.add_argument("--deadline", type=float, help="seconds; falls back to plain blocks")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args(arguments)
     protocol = claim.headline if options.protocol == "headline" else options.protocol
     try:
         facts = score_folder(
-            claim, engines, folder, options.data, protocol=protocol, device=options.device
+            claim,
+            engines,
+            folder,
+            options.data,
+            protocol=protocol,
+            device=options.device,
+            deadline=options.deadline,
         )
         if options.out is not None:
             options.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -71,7 +78,14 @@ def main(
 
 
 def score_folder(
-    claim: Claim, engines: Engines, folder: Path, data: Path, *, protocol: str, device: str
+    claim: Claim,
+    engines: Engines,
+    folder: Path,
+    data: Path,
+    *,
+    protocol: str,
+    device: str,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Decode, check, score.
 
@@ -109,6 +123,7 @@ def score_folder(
         claim.protocols[protocol],
         engines,
         model_sha256=artifact_sha256,
+        deadline=deadline,
     )
     return {
         "schema": 1,
@@ -156,6 +171,7 @@ def score_tokens(
     engines: Engines,
     *,
     model_sha256: str,
+    deadline: float | None,
 ) -> dict[str, Any]:
     """Score and coverage of a stream, through a ledger in a temporary folder."""
     counter.total([tokens])  # what does not fit the tokens is found before hours of scoring
@@ -167,7 +183,7 @@ def score_tokens(
     ):
         progress = chunk_progress(tokens.size - 1)
         engine = engines[config.protocol](model, tokens, ledger, config)
-        result = run_engine(engine, progress=progress)
+        result = run_engine(engine, deadline=deadline, progress=progress)
         coverage = ledger.scored / ledger.targets
     seconds = time.perf_counter() - started
     score = score_targets(result.nats, tokens, counter)
@@ -182,6 +198,9 @@ def score_tokens(
             "seconds": seconds,
         },
         "coverage": coverage,
+        "adapted_chunks": result.adapted_chunks,
+        "plain_chunks": result.plain_chunks,
+        "phases": result.seconds,
         "ledger_chain": result.chain,
     }
 
