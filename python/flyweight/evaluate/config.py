@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["AdaptConfig", "ScoreConfig"]
+__all__ = ["AdaptConfig", "NgramConfig", "ScoreConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,30 @@ class AdaptConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NgramConfig:
+    """Hints from what followed the last tokens before.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of its range.
+    """
+
+    orders: tuple[int, ...] = (2, 3, 4, 6)
+    """Tokens of a context; the longest that is known names the hint."""
+    table_bits: int = 20
+    """log2 of the contexts that are kept, of each order."""
+
+    def __post_init__(self) -> None:
+        if not self.orders or any(not 1 <= order <= 64 for order in self.orders):
+            raise InvalidArgumentError(f"score: ngram.orders={self.orders}, expected 1 to 64 each")
+        if not 1 <= self.table_bits <= 28:
+            raise InvalidArgumentError(
+                f"score: ngram.table_bits={self.table_bits}, expected 1 to 28"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
     """One scoring protocol, complete: the same config and model give the same scores.
 
@@ -89,6 +113,8 @@ class ScoreConfig:
     """Compile the forward pass, and that of learning; before the clock starts."""
     adapt: AdaptConfig | None = None
     """score-first: the training."""
+    ngram: NgramConfig | None = None
+    """sliding and score-first: hints from what was scored, over the whole vocabulary."""
 
     def __post_init__(self) -> None:
         _check_choice("protocol", self.protocol, ("plain", "sliding", "score-first"))
@@ -109,13 +135,24 @@ class ScoreConfig:
                 "to score-first, and that needs one"
             )
 
+        if self.ngram is not None and self.protocol == "plain":
+            raise InvalidArgumentError("score: a table ngram does not go with protocol 'plain'")
+
+    @property
+    def method(self) -> str:
+        """The protocol, and whether it has hints: what an engine is chosen by."""
+        return self.protocol if self.ngram is None else f"{self.protocol} with hints"
+
     @classmethod
     def from_table(cls, values: Mapping[str, Any]) -> ScoreConfig:
         """The config that `dataclasses.asdict` made a table of."""
-        adapt = values.get("adapt")
-        if adapt is not None:
-            adapt = {k: tuple(v) if isinstance(v, list) else v for k, v in adapt.items()}
-        return cls(**{**values, "adapt": None if adapt is None else AdaptConfig(**adapt)})
+        tables: dict[str, Any] = {}
+        for name, kind in (("adapt", AdaptConfig), ("ngram", NgramConfig)):
+            table = values.get(name)
+            if table is not None:
+                lists = {k: tuple(v) for k, v in table.items() if isinstance(v, list)}
+                tables[name] = kind(**{**table, **lists})
+        return cls(**{**values, **tables})
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

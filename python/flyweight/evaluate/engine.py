@@ -21,7 +21,7 @@ from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger
 from flyweight.evaluate.pace import Journal
-from flyweight.evaluate.scorer import WindowScorer
+from flyweight.evaluate.scorer import Tilt, WindowScorer
 from flyweight.evaluate.window import Windows, plain_windows, sliding_windows, split_chunks
 
 __all__ = ["Alone", "Plain", "ScoredChunk", "ScoringEngine", "Sliding"]
@@ -60,9 +60,11 @@ class Alone:
     is_first = True
     """Whether this process writes."""
 
-    def score(self, scorer: WindowScorer, windows: Windows) -> NDArray[np.float64]:
+    def score(
+        self, scorer: WindowScorer, windows: Windows, tilt: Tilt | None = None
+    ) -> NDArray[np.float64]:
         """Scores of all targets of the windows; see `WindowScorer.score`."""
-        return scorer.score(windows)
+        return scorer.score(windows, tilt)
 
     def decide(self, answer: bool) -> bool:
         """The answer of the first process, in each of them."""
@@ -151,7 +153,7 @@ class ScoringEngine(ABC):
         recorded = self.ledger.recorded(windows.start, windows.stop)
         if recorded is None:
             nats = self._score(self._blocks(index) if plainly else windows)
-            self.journal.write(index, learned=self._has_learned, plain=plainly)
+            self.journal.write(index, plain=plainly, **self._facts())
             self.ledger.append(windows.start, nats)
         else:
             nats = recorded
@@ -164,6 +166,10 @@ class ScoringEngine(ABC):
     def _blocks(self, index: int) -> Windows:
         windows = self.chunks[index]
         return plain_windows(windows.stop, seq_len=self.config.seq_len, start=windows.start)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a resumed run must know of the chunk that was just scored."""
+        return {"learned": self._has_learned}
 
     def _score(self, windows: Windows) -> NDArray[np.float64]:
         return self.peers.score(self.scorer, windows)

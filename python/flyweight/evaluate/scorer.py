@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +22,24 @@ from flyweight.evaluate.nonfinite import why_not_finite
 from flyweight.evaluate.window import Windows, window_batches
 from flyweight.model.transformer import Transformer
 
-__all__ = ["WindowScorer", "autocast", "rows_that_fit", "target_nats"]
+__all__ = ["Tilt", "WindowScorer", "autocast", "rows_that_fit", "target_nats"]
 
 _MOST_WINDOWS = {"cpu": 16, "cuda": 128}
 """More of them in a batch are no faster: 16 of 256 tokens fill the caches of a processor, 128 of
 2,048 a GPU."""
 _FORWARD_VALUES = 32
 """Numbers of the size of the stream that a forward pass holds at once, for each token."""
+
+
+class Tilt(NamedTuple):
+    """What a run of targets adds to one logit each before the softmax."""
+
+    start: int
+    """First target of the run."""
+    tokens: Tensor
+    """(n,) int64, whose logit, known before the target is looked at."""
+    values: Tensor
+    """(n,) float32, how much."""
 
 
 class WindowScorer:
@@ -46,7 +58,13 @@ class WindowScorer:
     last block all but keys and values, run for the scored positions alone. Compiled, each batch has
     the same shape, a smaller one is filled up; windows that are shorter than ``seq_len`` or score
     more than ``stride`` targets run uncompiled.
+
+    Attributes
+    ----------
+    is_tilted : whether all calls of `score` have a tilt, for `warm_up`
     """
+
+    is_tilted = False
 
     def __init__(self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig) -> None:
         self._model, self._tokens_T = model.eval(), tokens_T
@@ -65,15 +83,23 @@ class WindowScorer:
         shape, device = (self.batch_windows, self._length + 1), self._tokens_T.device
         with torch.inference_mode(), autocast(device, self._precision):
             rows_BL = torch.zeros(shape, dtype=torch.int64, device=device)
-            (self._compiled or target_nats)(self._model, rows_BL, self._usual).sum().item()
+            hints = (rows_BL[:, : self._usual], rows_BL[:, : self._usual].float())
+            function = self._compiled or target_nats
+            found = function(self._model, rows_BL, self._usual, *(hints if self.is_tilted else ()))
+            found.sum().item()
         return self.batch_windows * self._length
 
-    def score(self, windows: Windows) -> NDArray[np.float64]:
+    def score(self, windows: Windows, tilt: Tilt | None = None) -> NDArray[np.float64]:
         """Nats of every target of the windows, in the order of the stream.
+
+        Parameters
+        ----------
+        tilt : of these targets, or of more
 
         Returns
         -------
-        (windows.stop - windows.start,) float64, computed in float32 over the full vocabulary
+        (n,) float64 with n = windows.stop - windows.start, computed in float32 over the full
+        vocabulary; with a tilt (n, 2), behind each the nats of the token that was tilted
 
         Raises
         ------
@@ -84,14 +110,14 @@ class WindowScorer:
         parts, done = [], 0
         with torch.inference_mode(), autocast(self._tokens_T.device, self._precision):
             for batch in window_batches(windows, batch_windows=self.batch_windows):
-                parts.append(self._score_batch(batch, begin_N[done : done + len(batch)]))
+                parts.append(self._score_batch(batch, begin_N[done : done + len(batch)], tilt))
                 done += len(batch)
             nats = torch.cat(parts).cpu().numpy().astype(np.float64)
         if not np.isfinite(nats).all():
-            self._refuse(windows, nats)
+            self._refuse(windows, nats if tilt is None else nats[:, 0] + nats[:, 1])
         return nats
 
-    def _score_batch(self, batch: Windows, begin_B: Tensor) -> Tensor:
+    def _score_batch(self, batch: Windows, begin_B: Tensor, tilt: Tilt | None) -> Tensor:
         length = int(batch.end[0] - batch.begin[0])
         scored = int(batch.end[0] - batch.first[0])
         function, positions = target_nats, scored
@@ -100,8 +126,14 @@ class WindowScorer:
             begin_B = functional.pad(begin_B, (0, self.batch_windows - len(batch)))
         offsets_L = torch.arange(length + 1, device=begin_B.device)
         rows_BL = self._tokens_T[begin_B[:, None] + offsets_L].long()
-        nats_BS = function(self._model, rows_BL, positions)
-        return nats_BS[: len(batch), positions - scored :].flatten()
+        hints: tuple[Tensor, ...] = ()
+        if tilt is not None:
+            ahead_S = torch.arange(length - positions, length, device=begin_B.device)
+            places_BS = begin_B[:, None] + ahead_S - tilt.start
+            places_BS = places_BS.clamp(0, len(tilt.tokens) - 1)  # what is cut off below
+            hints = (tilt.tokens[places_BS], tilt.values[places_BS])
+        nats_BS = function(self._model, rows_BL, positions, *hints)
+        return nats_BS[: len(batch), positions - scored :].flatten(0, 1)
 
     def _refuse(self, windows: Windows, nats: NDArray[np.float64]) -> None:
         """Run the window of the first bad target again, and name the layer."""
@@ -117,23 +149,34 @@ class WindowScorer:
         )
 
 
-def target_nats(model: nn.Module, rows_BL: Tensor, positions: int) -> Tensor:
+def target_nats(
+    model: nn.Module,
+    rows_BL: Tensor,
+    positions: int,
+    hints_BS: Tensor | None = None,
+    tilts_BS: Tensor | None = None,
+) -> Tensor:
     """Nats of the last targets of each row.
 
     Parameters
     ----------
     rows_BL : (B, L + 1) int64
     positions : S, how many targets, 1 to L
+    hints_BS, tilts_BS : int64 and float32, whose logit is raised and how much
 
     Returns
     -------
-    (B, S) float32
+    (B, S) float32; with hints (B, S, 2), behind each target's nats those of its hint
     """
     if isinstance(model, Transformer):
         logits_BSV = model.logits(model.hidden(rows_BL[:, :-1], tail=positions))
     else:
         logits_BSV = model(rows_BL[:, :-1])[:, -positions:]
     targets_BS = rows_BL[:, -positions:]
+    if hints_BS is not None and tilts_BS is not None:
+        raised_BSV = logits_BSV.float().scatter_add(2, hints_BS[..., None], tilts_BS[..., None])
+        asked_BS2 = torch.stack((targets_BS, hints_BS), dim=2)
+        return -raised_BSV.log_softmax(2).gather(2, asked_BS2)
     nats = functional.cross_entropy(
         logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none"
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 from flyweight.errors import DataError
 from flyweight.evaluate.engine import Alone
 from flyweight.evaluate.ledger import Ledger
-from flyweight.evaluate.scorer import WindowScorer
+from flyweight.evaluate.scorer import Tilt, WindowScorer
 from flyweight.evaluate.window import Windows, window_batches
 from flyweight.train.distributed import World
 
@@ -62,7 +62,9 @@ class Together(Alone):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def score(self, scorer: WindowScorer, windows: Windows) -> NDArray[np.float64]:
+    def score(
+        self, scorer: WindowScorer, windows: Windows, tilt: Tilt | None = None
+    ) -> NDArray[np.float64]:
         """As `WindowScorer.score`, in every process the scores of all windows.
 
         Raises
@@ -74,7 +76,9 @@ class Together(Alone):
         """
         rank, size = self.world.rank, self.world.size
         own = share_windows(windows, batch_windows=scorer.batch_windows, rank=rank, size=size)
-        return gather_in_order(scorer.score(own) if len(own) else np.empty(0), self.world)
+        found = scorer.score(own, tilt) if len(own) else np.empty(0)
+        gathered = gather_in_order(found.reshape(-1), self.world)
+        return gathered if tilt is None else gathered.reshape(-1, 2)
 
     @property
     def is_first(self) -> bool:  # type: ignore[override]

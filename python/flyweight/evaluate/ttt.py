@@ -12,6 +12,7 @@ from flyweight.evaluate.adapters import ScoreFirst
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.engine import Alone, Plain, ScoredChunk, ScoringEngine, Sliding
 from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ngram import NgramScoreFirst, NgramSliding
 from flyweight.evaluate.stream import StreamResult, run_engine
 
 __all__ = ["ENGINES", "score_stream"]
@@ -20,6 +21,8 @@ ENGINES: dict[str, type[ScoringEngine]] = {
     "plain": Plain,
     "sliding": Sliding,
     "score-first": ScoreFirst,
+    "sliding with hints": NgramSliding,
+    "score-first with hints": NgramScoreFirst,
 }
 
 
@@ -49,5 +52,5 @@ def score_stream(
     InvalidArgumentError, DataError
         As `ScoringEngine.score`; what is in the ledger by then stays there.
     """
-    engine = ENGINES[config.protocol](model, tokens, ledger, config, peers)
+    engine = ENGINES[config.method](model, tokens, ledger, config, peers)
     return run_engine(engine, deadline=deadline, progress=progress)

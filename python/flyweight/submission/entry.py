@@ -43,7 +43,7 @@ _PROGRESS_SECONDS = 10.0
 
 
 Engines = Mapping[str, type[ScoringEngine]]
-"""Protocol name to what carries it out, for the protocols of a claim."""
+"""Method of a `ScoreConfig` to what carries it out, for the protocols of a claim."""
 
 
 def main(
@@ -182,7 +182,7 @@ def score_tokens(
         Ledger(Path(scratch, "ledger"), targets=tokens.size - 1, binding=binding) as ledger,
     ):
         progress = chunk_progress(tokens.size - 1)
-        engine = engines[config.protocol](model, tokens, ledger, config)
+        engine = engines[config.method](model, tokens, ledger, config)
         result = run_engine(engine, deadline=deadline, progress=progress)
         coverage = ledger.scored / ledger.targets
     seconds = time.perf_counter() - started

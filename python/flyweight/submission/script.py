@@ -42,14 +42,21 @@ MODULES = (
     "flyweight.evaluate.scorer",
     "flyweight.evaluate.engine",
     "flyweight.evaluate.adapters",
+    "flyweight.evaluate.ngram",
     "flyweight.evaluate.stream",
     "flyweight.submission.claim",
     "flyweight.submission.entry",
 )
 """What is shipped, in order: each imports only from those before it."""
 
-ENGINE_NAMES = {"plain": "Plain", "sliding": "Sliding", "score-first": "ScoreFirst"}
-"""Class of each protocol; only those that a claim names are shipped."""
+ENGINE_NAMES = {
+    "plain": "Plain",
+    "sliding": "Sliding",
+    "score-first": "ScoreFirst",
+    "sliding with hints": "NgramSliding",
+    "score-first with hints": "NgramScoreFirst",
+}
+"""Class of each method of a `ScoreConfig`; only those that a claim needs are shipped."""
 
 _SCRIPT = """\
 # Scores model.fly: python train_gpt.py --data FOLDER [--out FILE]. Written by flyweight {version}
@@ -82,7 +89,7 @@ class _Source:
 def write_script(claim: Claim) -> bytes:
     """Bytes of a ``train_gpt.py`` that makes this claim."""
     values = "".join(f"    {f.name}={getattr(claim, f.name)!r},\n" for f in fields(claim))
-    used = {name: ENGINE_NAMES[name] for name in claim.protocols}
+    used = {config.method: ENGINE_NAMES[config.method] for config in claim.protocols.values()}
     entries = ("main", *used.values())
     modules = compose({name: _module_text(name) for name in MODULES}, entries=entries)
     script = _SCRIPT.format(
