@@ -10,9 +10,10 @@ import numpy as np
 
 from flyweight.errors import FlyweightError
 from flyweight.evaluate import sharded
-from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
-from flyweight.evaluate.ttt import StreamResult, score_stream
+from flyweight.evaluate.stream import StreamResult
+from flyweight.evaluate.ttt import score_stream
 from flyweight.train.distributed import World, join
 from tiny_model import VOCAB, TinyModel
 
@@ -24,12 +25,13 @@ CONFIGS = {
         stride=8,
         batch_windows=3,
         chunk_targets=chunk_targets,
-        last_blocks=2,
-        epochs=2,
-        learning_rate=1e-2,
-        adapt_sequences=adapt_sequences,
+        adapt=AdaptConfig(
+            learn=("blocks.1.*", "blocks.2.*"), epochs=2, learning_rate=1e-2, sequences=sequences
+        )
+        if protocol == "score-first"
+        else None,
     )
-    for name, protocol, chunk_targets, adapt_sequences in (
+    for name, protocol, chunk_targets, sequences in (
         ("plain", "plain", 64, 1),
         ("sliding", "sliding", 64, 1),
         ("sliding-small-chunks", "sliding", 8, 1),  # fewer batches than processes

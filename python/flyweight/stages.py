@@ -81,6 +81,8 @@ class Run:
     """The token shards."""
     report: Report
     """Told one line when a stage begins, ends or is skipped."""
+    deadline: float | None = None
+    """Seconds that each protocol of the stage score may take; None is no end."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """What ``run.json`` holds."""
     world: Any = None
@@ -109,6 +111,7 @@ def run_stages(
     seed: int | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
+    deadline: float | None = None,
     stages: Sequence[str] = STAGES,
     report: Report = lambda line: None,
 ) -> Run:
@@ -121,6 +124,7 @@ def run_stages(
     data : a data folder; may be left out where the recipe's data is embedded
     seed : instead of the recipe's
     max_steps, max_seconds : budget of the training, instead of the recipe's
+    deadline : seconds that each protocol may take; what does not fit falls back to plain blocks
     stages : which of :data:`STAGES`, in order; the ones before must be done
     report : told one line when a stage begins, ends or is skipped
 
@@ -152,7 +156,8 @@ def run_stages(
     several = _is_several() and any(stage in stages for stage in _TOGETHER)
     if _is_several() and os.environ["RANK"] != "0":
         if several:
-            _assist(recipe, seed, folder, folder / "data" if data is None else Path(data))
+            shards = folder / "data" if data is None else Path(data)
+            _assist(recipe, seed, folder, shards, deadline)
         raise SystemExit
     with locked(folder):
         run = Run(
@@ -161,6 +166,7 @@ def run_stages(
             folder=folder,
             data=_prepare_data(recipe, folder, data, report),
             report=report,
+            deadline=deadline,
         )
         run.manifest = _open_manifest(run)
         if not recipe.is_contaminated:
@@ -243,7 +249,7 @@ def _drop_foreign_state(run: Run) -> None:
 def _hessian(run: Run) -> dict[str, Any]:
     import torch
 
-    from flyweight.evaluate.window import autocast
+    from flyweight.evaluate.scorer import autocast
     from flyweight.train.calibrate import collect_hessians, collect_in_sequence
 
     recipe, config = run.recipe, run.recipe.calibrate
@@ -377,10 +383,13 @@ def _score(run: Run) -> dict[str, Any]:
 def _score_models(run: Run) -> dict[str, Any]:
     from flyweight.evaluate.score import score_data
     from flyweight.evaluate.sharded import Together
+    from flyweight.train.losses import fastest_operations
 
     suite = run.recipe.score
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
+    for model in (floating, quantized):
+        model.use(fastest_operations(model))
     jobs = [
         ("float", floating, suite.plain, run.weights),
         ("quantized", quantized, suite.plain, MODEL),
@@ -398,6 +407,7 @@ def _score_models(run: Run) -> dict[str, Any]:
             model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
             contaminated=run.recipe.is_contaminated,
+            deadline=run.deadline,
             peers=Together(run.world) if run.world.size > 1 else None,
         )
         if run.world.is_first:
@@ -555,7 +565,7 @@ def _together(run: Run, stage: str) -> Any:
     return result
 
 
-def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
+def _assist(recipe: Recipe, seed: int, folder: Path, data: Path, deadline: float | None) -> None:
     """What the other processes do: whatever the first one calls for, until it has no more."""
     while True:
         with _joined(recipe) as world:
@@ -568,6 +578,7 @@ def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
                 folder=folder,
                 data=load_data_info(data),
                 report=lambda line: None,
+                deadline=deadline,
                 world=world,
             )
             list(_TOGETHER.values())[called](run)

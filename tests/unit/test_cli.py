@@ -50,9 +50,10 @@ def test_flags_are_frozen() -> None:
     stage = sorted(["--data", "--json", "--max-seconds", "--out", "--seed", "--steps", "recipe"])
     assert flags == {
         "demo": ["--json", "--out", "--seed", "--steps"],
-        "run": sorted([*stage, "--until"]),
+        "run": sorted([*stage, "--deadline", "--until"]),
         "data": [],
         **dict.fromkeys(STAGE_VERBS, stage),
+        "score": sorted([*stage, "--deadline"]),
         "pack": [
             *("--bits", "--codec", "--effort", "--hessians", "--json", "--lossless", "--out"),
             *("--threads", "-o", "model"),

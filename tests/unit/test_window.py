@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
+from torch._dynamo.utils import counters  # noqa: E402
+
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
+from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.scorer import WindowScorer  # noqa: E402
 from flyweight.evaluate.window import (  # noqa: E402
     Windows,
     plain_windows,
-    score_windows,
     sliding_windows,
     split_chunks,
     window_batches,
 )
+from flyweight.model.config import ModelConfig  # noqa: E402
+from flyweight.model.transformer import Transformer  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 101).astype(np.int32)
@@ -30,6 +37,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def score_windows(
+    model: Any, tokens: NDArray[Any], windows: Windows, **changes: Any
+) -> NDArray[np.float64]:
+    config = ScoreConfig(seq_len=16, stride=8, **changes)
+    return WindowScorer(model, torch.from_numpy(tokens), config).score(windows)
 
 
 def triples(windows: Windows) -> list[tuple[int, int, int]]:
@@ -88,9 +102,7 @@ def test_scores_equal_a_plain_loop(windows: Windows, batch_windows: int) -> None
             logits = model(torch.from_numpy(TOKENS[None, begin:end]).long())[0].double()
             nats = -torch.log_softmax(logits, dim=-1)
             expected += [float(nats[i - begin, TOKENS[i + 1]]) for i in range(first, end)]
-    got = score_windows(
-        model.train(), torch.from_numpy(TOKENS), windows, batch_windows=batch_windows
-    )
+    got = score_windows(model.train(), TOKENS, windows, batch_windows=batch_windows)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
     assert not model.training
@@ -99,7 +111,7 @@ def test_scores_equal_a_plain_loop(windows: Windows, batch_windows: int) -> None
 def test_bfloat16_stays_close() -> None:
     windows = sliding_windows(100, seq_len=16, stride=8)
     scores = [
-        score_windows(TinyModel(), torch.from_numpy(TOKENS), windows, precision=precision)
+        score_windows(TinyModel(), TOKENS, windows, precision=precision)
         for precision in ("float32", "bfloat16")
     ]
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1
@@ -115,7 +127,87 @@ def test_a_nan_names_its_token() -> None:
     tokens[60] = 7
     windows = sliding_windows(100, seq_len=16, stride=8)
     with pytest.raises(DataError, match="loss is nan at token 61 of the stream"):
-        score_windows(NanAfterSeven(), torch.from_numpy(tokens), windows)
+        score_windows(NanAfterSeven(), tokens, windows)
+
+
+def test_a_nan_names_its_layer() -> None:
+    model, windows = TinyModel(), sliding_windows(100, seq_len=16, stride=8)
+    model.blocks[1].out.register_forward_hook(lambda *call: call[-1].log())
+    with pytest.raises(DataError, match=r"token 1 of .* what layer blocks.1.out gives is not"):
+        score_windows(model, TOKENS, windows)
+    with torch.no_grad():
+        model.blocks[2].mlp[0].bias[3] = torch.inf
+    with pytest.raises(DataError, match=r"weight blocks.2.mlp.0.bias is not finite"):
+        score_windows(model, TOKENS, windows)
+
+
+def real_model(**changes: Any) -> Any:
+    """All that the last block can have, or what changes say."""
+    features: dict[str, Any] = {
+        "num_layers": 4,
+        "rope_dims": 4,
+        "xsa_layers": 2,
+        "value_residual": True,
+        "gated_attention": True,
+        "unet_skips": True,
+        "resid_mix": True,
+        "branch_scales": True,
+        "ve_layers": 2,
+        "ve_dim": 8,
+        "smear_gate": True,
+    }
+    config = ModelConfig(
+        **{
+            "vocab_size": VOCAB,
+            "model_dim": 32,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "mlp_hidden": 48,
+            "seq_len": 16,
+            **features,
+            **changes,
+        }
+    )
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("proj.weight", "gate_weight")):
+                weight.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lanes_from": 2},
+        {"recur_first": 1, "recur_last": 3, "recur_passes": 1},
+        {"document_mask": True},
+    ],
+    ids=str,
+)
+def test_the_last_block_runs_for_scored_positions_alone(changes: dict[str, Any]) -> None:
+    model, tokens = real_model(**changes).eval(), torch.from_numpy(TOKENS[:96]).long().view(6, 16)
+    expected = model.hidden(tokens)
+    for tail in (1, 5, 16):
+        found = model.hidden(tokens, tail=tail)
+        torch.testing.assert_close(found, expected[:, -tail:], rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_windows_have_two_shapes_and_the_same_scores() -> None:
+    model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
+    windows = sliding_windows(100, seq_len=16, stride=8)
+    expected = score_windows(model, TOKENS, windows, batch_windows=3)
+    config = ScoreConfig(seq_len=16, stride=8, batch_windows=3, compile=True)
+    scorer = WindowScorer(model, torch.from_numpy(TOKENS), config)
+    scorer.warm_up()
+    before = counters["stats"]["unique_graphs"]
+    for part in (slice(0, 4), slice(4, None)):
+        run = windows[part]
+        found = scorer.score(run)
+        np.testing.assert_allclose(found, expected[run.start : run.stop], atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == before
 
 
 @pytest.mark.parametrize(

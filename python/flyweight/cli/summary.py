@@ -12,6 +12,12 @@ from flyweight.train.config import CONTAMINATED
 __all__ = ["check_audit", "run_facts", "run_text"]
 
 
+_SCORE_FACTS = (
+    *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
+    *("phases", "recompilations", "deadline"),
+)
+
+
 def run_facts(run: Run) -> dict[str, Any]:
     """Stable keys of a run: ``bpb``, ``bytes``, ``audit``, ``seconds`` by stage, ``stages``."""
     stages = run.manifest["stages"]
@@ -29,8 +35,13 @@ def run_facts(run: Run) -> dict[str, Any]:
         code = stages["code"]["facts"]
         facts["bytes"] = {"model": code["model_bytes"], "by_class": code["by_class"]}
     if "score" in stages:
+        score = stages["score"]["facts"]
         for column in ("bpb", "contaminated_bpb"):  # never one for both
-            facts[column] = stages["score"]["facts"].get(column)
+            facts[column] = score.get(column)
+        facts["scores"] = [
+            {"name": name, **{key: result[key] for key in _SCORE_FACTS}}
+            for name, result in score["results"].items()
+        ]
     if "bundle" in stages:
         bundle = stages["bundle"]["facts"]
         facts["bytes"] |= {"code": bundle["code_bytes"], "total": bundle["total_bytes"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -20,9 +21,11 @@ from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.engine import ScoredChunk
 from flyweight.evaluate.ledger import Ledger, ledger_binding
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
-from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+from flyweight.evaluate.stream import StreamResult, score_binding
+from flyweight.evaluate.ttt import score_stream
 from flyweight.train.config import CONTAMINATED
 
 __all__ = ["check_totals", "read_validation", "score_data"]
@@ -73,6 +76,7 @@ def score_data(
     model_sha256: str,
     folder: Path,
     contaminated: bool = False,
+    deadline: float | None = None,
     peers: Together | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
@@ -88,14 +92,16 @@ def score_data(
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
     contaminated : the model was trained on this text; the result then says so
+    deadline : seconds that scoring may take, compilation apart; None is no end
     peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
 
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds`` (of this life only if ``was_resumed``), ``processes``, ``chain`` of the ledger, the
-    ``config``, and a line of ``text``
+    ``seconds`` (of this life only if ``was_resumed``, ``phases`` too), ``coverage``, how many
+    ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
+    ``chain`` of the ledger, the ``config``, and a line of ``text``
 
     Raises
     ------
@@ -119,7 +125,10 @@ def score_data(
             bar.update(chunk.stop - chunk.start)
             bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
 
-        result = score_stream(model, tokens, ledger, config, progress=advance, peers=peers)
+        result = score_stream(
+            model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
+        )
+        coverage = ledger.scored / ledger.targets
         if peers is not None:
             check_agreement(ledger, peers.world)
     seconds = time.perf_counter() - started
@@ -137,9 +146,27 @@ def score_data(
         "was_resumed": result.recorded_chunks > 0,
         "processes": 1 if peers is None else peers.world.size,
         "chain": result.chain,
-        "config": asdict(config),
-        "text": f"{label}{score}",
+        "config": json.loads(json.dumps(asdict(config))),
+        "coverage": coverage,
+        "chunks": result.new_chunks + result.recorded_chunks,
+        "adapted_chunks": result.adapted_chunks,
+        "plain_chunks": result.plain_chunks,
+        "phases": result.seconds,
+        "recompilations": result.recompilations,
+        "deadline": deadline,
+        "text": f"{label}{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}",
     }
+
+
+def _fallback_text(result: StreamResult, deadline: float | None) -> str:
+    """What the deadline cost, for people."""
+    if deadline is None:
+        return ""
+    chunks = result.new_chunks + result.recorded_chunks
+    return (
+        f", deadline {deadline:g} s: {result.adapted_chunks} of {chunks} chunks adapted to, "
+        f"{result.plain_chunks} scored in plain blocks"
+    )
 
 
 def _open_ledger(

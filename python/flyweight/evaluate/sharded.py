@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from flyweight.errors import DataError
+from flyweight.evaluate.engine import Alone
 from flyweight.evaluate.ledger import Ledger
-from flyweight.evaluate.ttt import Alone
-from flyweight.evaluate.window import Windows, score_windows, window_batches
+from flyweight.evaluate.scorer import Tilt, WindowScorer
+from flyweight.evaluate.window import Windows, window_batches
 from flyweight.train.distributed import World
 
 __all__ = ["Together", "check_agreement", "open_shared_ledger", "share_windows"]
@@ -62,15 +63,9 @@ class Together(Alone):
         self.world = world
 
     def score(
-        self,
-        model: nn.Module,
-        tokens_T: Tensor,
-        windows: Windows,
-        *,
-        batch_windows: int,
-        precision: str,
+        self, scorer: WindowScorer, windows: Windows, tilt: Tilt | None = None
     ) -> NDArray[np.float64]:
-        """As `score_windows`, in every process the scores of all windows.
+        """As `WindowScorer.score`, in every process the scores of all windows.
 
         Raises
         ------
@@ -79,15 +74,20 @@ class Together(Alone):
         PeerError
             Another process ended.
         """
-        own = share_windows(
-            windows, batch_windows=batch_windows, rank=self.world.rank, size=self.world.size
-        )
-        nats = np.empty(0)
-        if len(own):
-            nats = score_windows(
-                model, tokens_T, own, batch_windows=batch_windows, precision=precision
-            )
-        return gather_in_order(nats, self.world)
+        rank, size = self.world.rank, self.world.size
+        own = share_windows(windows, batch_windows=scorer.batch_windows, rank=rank, size=size)
+        found = scorer.score(own, tilt) if len(own) else np.empty(0)
+        gathered = gather_in_order(found.reshape(-1), self.world)
+        return gathered if tilt is None else gathered.reshape(-1, 2)
+
+    @property
+    def is_first(self) -> bool:  # type: ignore[override]
+        """Whether this process writes."""
+        return self.world.is_first
+
+    def decide(self, answer: bool) -> bool:
+        """The answer of the first process, in each of them."""
+        return bool(self.world.agree(float(answer))[0])
 
     def rows(self, rows_BL: Tensor) -> Tensor:
         """The sequences of a step that this process learns from, perhaps none."""

@@ -110,6 +110,7 @@ class Attention(nn.Module):
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
+        tail: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Output (B, T, D), and values (B, T, C) before they are mixed with those of ``first_BTC``.
 
@@ -117,6 +118,7 @@ class Attention(nn.Module):
         ----------
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
+        tail : outputs of that many last positions alone; 0 is all
         """
         q_BTHK, k_BTGK = self._heads(self.c_q(x_BTD)), self._heads(self.c_k(x_BTD))
         q_BTHK = self.operations.norm_rotate(q_BTHK, rope.cos, rope.sin, self.q_gain)
@@ -126,6 +128,9 @@ class Attention(nn.Module):
         q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if extend is not None:
             k_BGSK, v_BGSK = extend(k_BGSK, v_BGSK)
+        if tail:
+            q_BHTK = q_BHTK[:, :, -tail:]
+            x_BTD, v_BTGK = x_BTD[:, -tail:], v_BTGK[:, -tail:]
         y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, documents=rope.documents)
         y_BTHK = y_BHTK.transpose(1, 2)
         if self.is_exclusive:
@@ -202,19 +207,24 @@ class Block(nn.Module):
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
+        tail: int = 0,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Both lanes behind this block, and the values as :class:`Attention` gives them.
 
         Parameters
         ----------
         lane_BTD : the stream of the MLPs where it is apart from that of the attentions, else None
+        tail : lanes of that many last positions alone; 0 is all
         """
         operations, scale = self.operations, self.norm_scale
         if self.resid_mix is None:
             normed_BTD = scaled(rms_norm(x_BTD), scale)
         else:
             x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, *self.resid_mix, scale)
-        attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend)
+        attended_BTD, raw_BTC = self.attn(normed_BTD, rope, first_BTC, value_BTC, extend, tail)
+        if tail:
+            x_BTD = x_BTD[:, -tail:]
+            lane_BTD = None if lane_BTD is None else lane_BTD[:, -tail:]
         if lane_BTD is None:
             x_BTD, normed_BTD = operations.add_norm(
                 x_BTD, attended_BTD, None, self.attn_scale, scale

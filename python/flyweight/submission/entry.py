@@ -25,8 +25,9 @@ from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.errors import DataError, FlyweightError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.engine import ScoredChunk, ScoringEngine
 from flyweight.evaluate.ledger import Ledger
-from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+from flyweight.evaluate.stream import run_engine, score_binding
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.submission.claim import ARTIFACT_FILE, Claim, read_byte_codes
@@ -41,17 +42,32 @@ _SHARD_HEADER_BYTES = 1024
 _PROGRESS_SECONDS = 10.0
 
 
-def main(claim: Claim, folder: Path, arguments: Sequence[str] | None = None) -> int:
+Engines = Mapping[str, type[ScoringEngine]]
+"""Method of a `ScoreConfig` to what carries it out, for the protocols of a claim."""
+
+
+def main(
+    claim: Claim, engines: Engines, folder: Path, arguments: Sequence[str] | None = None
+) -> int:
     """Score the artifact of a submission folder; the exit code."""
     parser = argparse.ArgumentParser(description=f"Score {ARTIFACT_FILE} on validation shards.")
     parser.add_argument("--data", type=Path, required=True, help="holds fineweb_val_*.bin")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     parser.add_argument("--protocol", default="headline", choices=["headline", *claim.protocols])
+    parser.add_argument("--deadline", type=float, help="seconds; falls back to plain blocks")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args(arguments)
     protocol = claim.headline if options.protocol == "headline" else options.protocol
     try:
-        facts = score_folder(claim, folder, options.data, protocol=protocol, device=options.device)
+        facts = score_folder(
+            claim,
+            engines,
+            folder,
+            options.data,
+            protocol=protocol,
+            device=options.device,
+            deadline=options.deadline,
+        )
         if options.out is not None:
             options.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except (FlyError, FlyweightError, OSError) as error:
@@ -62,7 +78,14 @@ def main(claim: Claim, folder: Path, arguments: Sequence[str] | None = None) -> 
 
 
 def score_folder(
-    claim: Claim, folder: Path, data: Path, *, protocol: str, device: str
+    claim: Claim,
+    engines: Engines,
+    folder: Path,
+    data: Path,
+    *,
+    protocol: str,
+    device: str,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Decode, check, score.
 
@@ -98,7 +121,9 @@ def score_folder(
         tokens,
         read_counter(claim, data),
         claim.protocols[protocol],
+        engines,
         model_sha256=artifact_sha256,
+        deadline=deadline,
     )
     return {
         "schema": 1,
@@ -144,8 +169,10 @@ def score_tokens(
     tokens: NDArray[np.uint16],
     counter: ByteTable | ByteSidecar,
     config: ScoreConfig,
+    engines: Engines,
     *,
     model_sha256: str,
+    deadline: float | None,
 ) -> dict[str, Any]:
     """Score and coverage of a stream, through a ledger in a temporary folder."""
     counter.total([tokens])  # what does not fit the tokens is found before hours of scoring
@@ -156,7 +183,8 @@ def score_tokens(
         Ledger(Path(scratch, "ledger"), targets=tokens.size - 1, binding=binding) as ledger,
     ):
         progress = chunk_progress(tokens.size - 1)
-        result = score_stream(model, tokens, ledger, config, progress=progress)
+        engine = engines[config.method](model, tokens, ledger, config)
+        result = run_engine(engine, deadline=deadline, progress=progress)
         coverage = ledger.scored / ledger.targets
     seconds = time.perf_counter() - started
     score = score_targets(result.nats, tokens, counter)
@@ -171,6 +199,9 @@ def score_tokens(
             "seconds": seconds,
         },
         "coverage": coverage,
+        "adapted_chunks": result.adapted_chunks,
+        "plain_chunks": result.plain_chunks,
+        "phases": result.seconds,
         "ledger_chain": result.chain,
     }
 
