@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from flyweight.data.byte_counts import ByteTable  # noqa: E402
 from flyweight.evaluate.bpb import Score, score_targets  # noqa: E402
-from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
 from flyweight.evaluate.ttt import score_stream  # noqa: E402
 from flyweight.submission.checks import BPB_TOLERANCE  # noqa: E402
@@ -37,10 +37,8 @@ CONFIG = ScoreConfig(
     stride=8,
     batch_windows=4,
     chunk_targets=64,
-    epochs=2,
-    learning_rate=1e-2,
-    adapt_sequences=3,
 )
+ADAPT = AdaptConfig(learn=("blocks.*",), epochs=2, learning_rate=1e-2, sequences=3)
 
 
 class Bigram(torch.nn.Module):
@@ -58,9 +56,10 @@ class Bigram(torch.nn.Module):
 def run(
     folder: Path, model: torch.nn.Module, tokens: NDArray[Any] = TOKENS, **changes: Any
 ) -> NDArray[np.float64]:
+    adapt = ADAPT if changes.get("protocol") == "score-first" else None
     path = folder / f"{len(list(folder.iterdir()))}.ledger"
     with Ledger(path, targets=tokens.size - 1, binding=bytes(32)) as ledger:
-        return score_stream(model, tokens, ledger, replace(CONFIG, **changes)).nats
+        return score_stream(model, tokens, ledger, replace(CONFIG, adapt=adapt, **changes)).nats
 
 
 def score(nats: NDArray[np.float64]) -> Score:
@@ -99,7 +98,7 @@ def test_compilation_changes_next_to_nothing(tmp_path: Path) -> None:
     tokens = TOKENS[: 20 * 32 + 1]  # windows of one length, so one graph
     changes = {"protocol": "plain", "batch_windows": 20, "chunk_targets": 10_000}
     expected = run(tmp_path, TinyModel(depth=1), tokens, **changes)
-    found = run(tmp_path, torch.compile(TinyModel(depth=1).eval()), tokens, **changes)
+    found = run(tmp_path, TinyModel(depth=1), tokens, compile=True, **changes)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     difference = abs(found.sum() - expected.sum()) / np.log(2) / TABLE.total([tokens])
     assert difference < BPB_TOLERANCE["cpu"]
@@ -109,8 +108,7 @@ def test_compilation_changes_next_to_nothing(tmp_path: Path) -> None:
 def test_batch_size_and_compilation_on_a_gpu(tmp_path: Path) -> None:
     expected = score(run(tmp_path, TinyModel().cuda(), protocol="plain")).bpb
     batched = score(run(tmp_path, TinyModel().cuda(), protocol="plain", batch_windows=64)).bpb
-    compiled = torch.compile(TinyModel().cuda().eval(), dynamic=True)
-    found = score(run(tmp_path, compiled, protocol="plain")).bpb
+    found = score(run(tmp_path, TinyModel().cuda(), protocol="plain", compile=True)).bpb
     assert abs(batched - expected) < BPB_TOLERANCE["cuda"]
     assert abs(found - expected) < BPB_TOLERANCE["cuda"]
 
