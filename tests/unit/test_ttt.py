@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
 from flyweight.evaluate.adapters import ScoreFirst  # noqa: E402
-from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, LoraConfig, NgramConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.engine import (  # noqa: E402
     ScoredChunk,
     ScoringEngine,
@@ -28,6 +28,7 @@ from flyweight.evaluate.ttt import ENGINES, score_stream  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, 331).astype(np.uint16)
+LORA = LoraConfig(match=("blocks.*.qkv",), step_targets=8, documents=3, learning_rate=1e-2)
 ADAPT = AdaptConfig(learn=("blocks.1.*", "blocks.2.*"), epochs=2, learning_rate=1e-2, sequences=3)
 CONFIG = ScoreConfig(
     protocol="score-first",
@@ -50,9 +51,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def config_of(protocol: str, **changes: Any) -> ScoreConfig:
-    if protocol != "score-first":
-        changes["adapt"] = None
-    return replace(CONFIG, protocol=protocol, **changes)  # type: ignore[arg-type]
+    """A method of `ScoreConfig`, such as ``sliding with hints``."""
+    name, _, hints = protocol.partition(" with ")
+    tables = {
+        "adapt": CONFIG.adapt if name == "score-first" else None,
+        "lora": LORA if name == "per-document" else None,
+        "ngram": NgramConfig(table_bits=10) if hints else None,
+    }
+    return replace(CONFIG, protocol=name, **{**tables, **changes})  # type: ignore[arg-type]
 
 
 def open_ledger(path: Path, tokens: NDArray[Any] = TOKENS) -> Ledger:
@@ -80,9 +86,10 @@ def test_every_target_gets_one_finite_score(tmp_path: Path, protocol: str) -> No
     result = run(tmp_path / "x.ledger", protocol)
     assert result.nats.shape == (330,)
     assert np.isfinite(result.nats).all()
-    assert (result.new_chunks, result.recorded_chunks) == (CHUNKS, 0)
+    chunks = CHUNKS if protocol != "per-document" else result.new_chunks  # whole documents
+    assert (result.new_chunks, result.recorded_chunks) == (chunks, 0)
     known = read_ledger(tmp_path / "x.ledger")
-    assert len(known.records) == CHUNKS
+    assert len(known.records) == chunks
     assert known.chain.hex() == result.chain
 
 

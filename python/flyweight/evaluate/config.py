@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["AdaptConfig", "NgramConfig", "ScoreConfig"]
+__all__ = ["AdaptConfig", "LoraConfig", "NgramConfig", "ScoreConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,45 @@ class NgramConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank additions of each document, and how they learn.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of its range.
+    """
+
+    match: tuple[str, ...] = ("blocks.*.attn.*", "blocks.*.mlp.*")
+    """Linears that get an addition, by patterns, where ``*`` is any characters."""
+    rank: int = 8
+    """Of an addition."""
+    scale: float = 2.0
+    """Of an addition."""
+    learning_rate: float = 1e-3
+    """Of AdamW."""
+    momentum: float = 0.0
+    """Its first beta."""
+    second_beta: float = 0.99
+    """Its second beta."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    step_targets: int = 48
+    """Targets of a document that are scored under one state, and then learned from."""
+    documents: int = 64
+    """Documents side by side."""
+
+    def __post_init__(self) -> None:
+        names = ("rank", "scale", "learning_rate", "step_targets", "documents")
+        _check_positive("lora", self, names)
+        for name in ("momentum", "second_beta", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidArgumentError(
+                    f"score: lora.{name}={getattr(self, name)}, expected 0 or more, below 1"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
     """One scoring protocol, complete: the same config and model give the same scores.
 
@@ -97,8 +136,9 @@ class ScoreConfig:
         A value is out of its range, or a table belongs to another protocol.
     """
 
-    protocol: Literal["plain", "sliding", "score-first"] = "sliding"
-    """Blocks without overlap; windows that overlap; windows with training on what was scored."""
+    protocol: Literal["plain", "sliding", "score-first", "per-document"] = "sliding"
+    """Blocks without overlap; windows that overlap; windows with training on what was scored;
+    steps of each document with training that ends with it."""
     seq_len: int = 1024
     """Tokens that the model sees at once."""
     stride: int = 64
@@ -113,30 +153,45 @@ class ScoreConfig:
     """Compile the forward pass, and that of learning; before the clock starts."""
     adapt: AdaptConfig | None = None
     """score-first: the training."""
+    lora: LoraConfig | None = None
+    """per-document: the additions and their training."""
     ngram: NgramConfig | None = None
     """sliding and score-first: hints from what was scored, over the whole vocabulary."""
 
     def __post_init__(self) -> None:
-        _check_choice("protocol", self.protocol, ("plain", "sliding", "score-first"))
+        protocols = ("plain", "sliding", "score-first", "per-document")
+        _check_choice("protocol", self.protocol, protocols)
         _check_choice("precision", self.precision, ("float32", "bfloat16"))
         _check_positive("", self, ("seq_len", "stride", "chunk_targets"))
         if self.batch_windows < 0:
             raise InvalidArgumentError(
                 f"score: batch_windows={self.batch_windows}, expected 0 or more"
             )
-        if self.protocol != "plain" and self.stride > self.seq_len:
+        if self.has_windows and self.stride > self.seq_len:
             raise InvalidArgumentError(
                 f"score: stride={self.stride} would skip targets, expected at most "
                 f"seq_len={self.seq_len}"
             )
-        if (self.adapt is not None) != (self.protocol == "score-first"):
+        for name, owner in (("adapt", "score-first"), ("lora", "per-document")):
+            if (getattr(self, name) is not None) != (self.protocol == owner):
+                raise InvalidArgumentError(
+                    f"score: {name}={getattr(self, name)} with protocol {self.protocol!r}: a table "
+                    f"{name} belongs to {owner}, and that needs one"
+                )
+        if self.lora is not None and self.lora.step_targets > self.seq_len:
             raise InvalidArgumentError(
-                f"score: adapt={self.adapt} with protocol {self.protocol!r}: a table adapt belongs "
-                "to score-first, and that needs one"
+                f"score: lora.step_targets={self.lora.step_targets}, expected at most "
+                f"seq_len={self.seq_len}"
+            )
+        if self.ngram is not None and not self.has_windows:
+            raise InvalidArgumentError(
+                f"score: a table ngram does not go with protocol {self.protocol!r}"
             )
 
-        if self.ngram is not None and self.protocol == "plain":
-            raise InvalidArgumentError("score: a table ngram does not go with protocol 'plain'")
+    @property
+    def has_windows(self) -> bool:
+        """Whether windows overlap, and add ``stride`` targets each."""
+        return self.protocol in ("sliding", "score-first")
 
     @property
     def method(self) -> str:
@@ -147,12 +202,15 @@ class ScoreConfig:
     def from_table(cls, values: Mapping[str, Any]) -> ScoreConfig:
         """The config that `dataclasses.asdict` made a table of."""
         tables: dict[str, Any] = {}
-        for name, kind in (("adapt", AdaptConfig), ("ngram", NgramConfig)):
+        for name, kind in _TABLES.items():
             table = values.get(name)
             if table is not None:
                 lists = {k: tuple(v) for k, v in table.items() if isinstance(v, list)}
                 tables[name] = kind(**{**table, **lists})
         return cls(**{**values, **tables})
+
+
+_TABLES: dict[str, Any] = {"adapt": AdaptConfig, "lora": LoraConfig, "ngram": NgramConfig}
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

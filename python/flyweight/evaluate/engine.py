@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from flyweight.evaluate.window import Windows, plain_windows, sliding_windows, s
 
 __all__ = ["Alone", "Plain", "ScoredChunk", "ScoringEngine", "Sliding"]
 
+Item = TypeVar("Item")
 _SEAL = object()
 
 
@@ -70,6 +71,14 @@ class Alone:
         """The answer of the first process, in each of them."""
         return answer
 
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items that this process works on."""
+        return items
+
+    def sum_scores(self, nats: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of all processes, where each has zeros for what others scored."""
+        return nats
+
     def rows(self, rows_BL: Tensor) -> Tensor:
         """The sequences of an optimizer step that this process learns from."""
         return rows_BL
@@ -95,6 +104,9 @@ class ScoringEngine(ABC):
     InvalidArgumentError
         The ledger is of another number of targets.
     """
+
+    adapts_within = False
+    """Whether a chunk is learned from while it is scored, each token behind its score."""
 
     def __init__(
         self,
@@ -152,7 +164,7 @@ class ScoringEngine(ABC):
         windows = self.chunks[index]
         recorded = self.ledger.recorded(windows.start, windows.stop)
         if recorded is None:
-            nats = self._score(self._blocks(index) if plainly else windows)
+            nats = self._score_plainly(index) if plainly else self._score(windows)
             self.journal.write(index, plain=plainly, **self._facts())
             self.ledger.append(windows.start, nats)
         else:
@@ -166,6 +178,9 @@ class ScoringEngine(ABC):
     def _blocks(self, index: int) -> Windows:
         windows = self.chunks[index]
         return plain_windows(windows.stop, seq_len=self.config.seq_len, start=windows.start)
+
+    def _score_plainly(self, index: int) -> NDArray[np.float64]:
+        return self._score(self._blocks(index))
 
     def _facts(self) -> dict[str, Any]:
         """What a resumed run must know of the chunk that was just scored."""

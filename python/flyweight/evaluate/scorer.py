@@ -69,7 +69,7 @@ class WindowScorer:
     def __init__(self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig) -> None:
         self._model, self._tokens_T = model.eval(), tokens_T
         self._length, self._precision = config.seq_len, config.precision
-        self._usual = config.seq_len if config.protocol == "plain" else config.stride
+        self._usual = config.stride if config.has_windows else config.seq_len
         self.batch_windows = config.batch_windows or min(
             rows_that_fit(model, config.seq_len, _FORWARD_VALUES, share=0.25),
             _MOST_WINDOWS.get(tokens_T.device.type, 16),

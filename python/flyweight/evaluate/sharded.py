@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.errors import DataError
-from flyweight.evaluate.engine import Alone
+from flyweight.evaluate.engine import Alone, Item
 from flyweight.evaluate.ledger import Ledger
 from flyweight.evaluate.scorer import Tilt, WindowScorer
 from flyweight.evaluate.window import Windows, window_batches
@@ -88,6 +88,15 @@ class Together(Alone):
     def decide(self, answer: bool) -> bool:
         """The answer of the first process, in each of them."""
         return bool(self.world.agree(float(answer))[0])
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every so many-th item, as many as there are processes."""
+        return items[self.world.rank :: self.world.size]
+
+    def sum_scores(self, nats: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of all processes, in each of them; a sum with zeros is exact."""
+        total = self.world.total(torch.from_numpy(nats.copy())).land()
+        return np.asarray(total.numpy(), dtype=np.float64)
 
     def rows(self, rows_BL: Tensor) -> Tensor:
         """The sequences of a step that this process learns from, perhaps none."""

@@ -91,6 +91,7 @@ def run_engine(
         with pace.measure("plain" if plainly else "score", 0 if recorded else cost):
             scored = engine.score(index, plainly=plainly)
         new, plain = new + (not recorded), plain + plainly
+        learned += engine.adapts_within and not plainly
         if progress is not None:
             progress(scored)
     return StreamResult(

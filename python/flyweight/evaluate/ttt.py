@@ -12,6 +12,7 @@ from flyweight.evaluate.adapters import ScoreFirst
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.engine import Alone, Plain, ScoredChunk, ScoringEngine, Sliding
 from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.lora import PerDocument
 from flyweight.evaluate.ngram import NgramScoreFirst, NgramSliding
 from flyweight.evaluate.stream import StreamResult, run_engine
 
@@ -21,6 +22,7 @@ ENGINES: dict[str, type[ScoringEngine]] = {
     "plain": Plain,
     "sliding": Sliding,
     "score-first": ScoreFirst,
+    "per-document": PerDocument,
     "sliding with hints": NgramSliding,
     "score-first with hints": NgramScoreFirst,
 }

@@ -94,14 +94,20 @@ class ScoreSuite:
     sliding: ScoreConfig
     """The artifact with overlapping windows."""
     ttt: ScoreConfig | None = None
-    """The artifact with score-first test-time training."""
+    """The artifact with test-time training, score-first or per document."""
 
     def __post_init__(self) -> None:
-        for name, protocol in (("plain", "plain"), ("sliding", "sliding"), ("ttt", "score-first")):
+        expected = {
+            "plain": ("plain",),
+            "sliding": ("sliding",),
+            "ttt": ("score-first", "per-document"),
+        }
+        for name, protocols in expected.items():
             config = getattr(self, name)
-            if config is not None and config.protocol != protocol:
+            if config is not None and config.protocol not in protocols:
                 raise InvalidArgumentError(
-                    f"score.{name} must have protocol {protocol!r}, got {config.protocol!r}"
+                    f"score.{name} must have protocol {' or '.join(map(repr, protocols))}, got "
+                    f"{config.protocol!r}"
                 )
 
 

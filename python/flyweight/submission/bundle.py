@@ -169,8 +169,8 @@ def _claim(
         byte_codes=""
         if data.val.byte_counts
         else write_byte_codes(tokenizer.byte_table.to_codes()),
-        protocols={PROTOCOLS[name]: ScoreConfig.from_table(suite[name]) for name in names},
-        headline=PROTOCOLS[headline_score(names)],
+        protocols={suite[name]["protocol"]: ScoreConfig.from_table(suite[name]) for name in names},
+        headline=suite[headline_score(names)]["protocol"],
     )
 
 

@@ -19,8 +19,8 @@ __all__ = ["MEASURED", "PROTOCOLS", "Record", "headline_score", "make_record", "
 
 CLOCK_SECONDS = 600.0
 """What training may take, and again what evaluation may take."""
-PROTOCOLS = {"plain": "plain", "sliding": "sliding", "ttt": "score-first"}
-"""Name of a score in recipe and record to its protocol."""
+PROTOCOLS = ("plain", "sliding", "ttt")
+"""Scores of a recipe that a script can repeat."""
 MEASURED = (
     "contaminated",
     "val_bpb",
@@ -183,7 +183,7 @@ def _make_record(
         contaminated=contaminated,
         val_bpb=best["bpb"],
         val_loss=loss,
-        val_protocol=PROTOCOLS[headline],
+        val_protocol=stages["score"]["facts"]["results"][headline]["protocol"],
         pre_quant_val_bpb=scores["float"]["bpb"],
         bytes_total=budget.total_bytes,
         bytes_code=budget.code_bytes,

@@ -43,6 +43,7 @@ MODULES = (
     "flyweight.evaluate.engine",
     "flyweight.evaluate.adapters",
     "flyweight.evaluate.ngram",
+    "flyweight.evaluate.lora",
     "flyweight.evaluate.stream",
     "flyweight.submission.claim",
     "flyweight.submission.entry",
@@ -53,6 +54,7 @@ ENGINE_NAMES = {
     "plain": "Plain",
     "sliding": "Sliding",
     "score-first": "ScoreFirst",
+    "per-document": "PerDocument",
     "sliding with hints": "NgramSliding",
     "score-first with hints": "NgramScoreFirst",
 }
