@@ -18,6 +18,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"stages"},
+    {"stage_work"},
+    {"runs"},
     {"manifest"},
     {"recipes", "submission"},
     {"train", "evaluate"},
