@@ -123,5 +123,5 @@ def bundle(out: Path, run: Path, data: DataInfo, manifest: dict[str, Any]) -> di
         artifact=run / "model.fly",
         data=data,
         manifest=manifest,
-        train_log=run / "log.jsonl",
+        train_logs=[run / "log.jsonl"],
     )

@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,15 +45,19 @@ from flyweight.recipes.schema import Recipe
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.bundle import script_bytes, write_bundle
 from flyweight.submission.digest import weights_sha256
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["STAGES", "Run", "run_stages"]
 
-STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
+STAGES = ("train", "contaminate", "hessian", "quantize", "code", "score", "bundle", "audit")
+"""In order; ``contaminate`` only where the recipe enables it."""
 MANIFEST = "run.json"
 CHECKPOINT = "train/model.safetensors"
 TRAIN_STATE = "train/state.safetensors"
 TRAIN_LOG = "train/log.jsonl"
 TRAIN_KEY = "train/.key"
+CONTAMINATED_CHECKPOINT = "contaminate/model.safetensors"
+CONTAMINATE_LOG = "contaminate/log.jsonl"
 HESSIANS = "hessian/hessian.safetensors"
 SENSITIVITIES = "hessian/sensitivity.safetensors"
 CODES = "quantize/codes.safetensors"
@@ -80,10 +85,22 @@ class Run:
     """Seconds that each protocol of the stage score may take; None is no end."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """What ``run.json`` holds."""
+    world: Any = None
+    """The processes of torchrun while they train or score together; the rest of the time this one
+    is alone, and most stages do without PyTorch."""
 
     def path(self, name: str) -> Path:
         """A file of the run."""
         return self.folder / name
+
+    @property
+    def weights(self) -> str:
+        """The checkpoint that is quantized and scored."""
+        return CONTAMINATED_CHECKPOINT if self.recipe.is_contaminated else CHECKPOINT
+
+    def say(self, line: str) -> None:
+        """Report a line, labelled where the run is contaminated."""
+        self.report(f"{CONTAMINATED}: {line}" if self.recipe.is_contaminated else line)
 
 
 def run_stages(
@@ -119,13 +136,16 @@ def run_stages(
     Raises
     ------
     InvalidArgumentError
-        A stage is unknown, or data is missing.
+        A stage is unknown or, alone, not in the recipe; or data is missing.
     DataError
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
     SystemExit
-        In the processes of torchrun but the first, once they helped to train; it does the rest.
+        In the processes of torchrun but the first, once they have helped to train and to score; it
+        does the rest.
     """
+    if list(stages) == ["contaminate"] and not recipe.is_contaminated:
+        raise InvalidArgumentError(f"recipe {recipe.name} has no contaminate.enabled = true")
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise InvalidArgumentError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
@@ -133,9 +153,11 @@ def run_stages(
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
     folder, seed = Path(out), recipe.seed if seed is None else seed
-    if _processes() > 1 and os.environ["RANK"] != "0":
-        if "train" in stages:
-            _assist(recipe, seed, folder, folder / "data" if data is None else Path(data))
+    several = _is_several() and any(stage in stages for stage in _TOGETHER)
+    if _is_several() and os.environ["RANK"] != "0":
+        if several:
+            shards = folder / "data" if data is None else Path(data)
+            _assist(recipe, seed, folder, shards, deadline)
         raise SystemExit
     with locked(folder):
         run = Run(
@@ -147,9 +169,14 @@ def run_stages(
             deadline=deadline,
         )
         run.manifest = _open_manifest(run)
+        if not recipe.is_contaminated:
+            run.manifest["stages"].pop("contaminate", None)
         for stage in STAGES:
-            if stage in stages:
+            if stage in stages and (stage != "contaminate" or recipe.is_contaminated):
                 _do_stage(run, stage)
+        if several:
+            with _joined(recipe) as world:
+                world.agree(len(_TOGETHER))
     return run
 
 
@@ -157,53 +184,50 @@ def run_stages(
 
 
 def _train(run: Run) -> dict[str, Any]:
-    from flyweight.train.distributed import join
-
     _refuse_overlap(run)
     _drop_foreign_state(run)
-    with join(run.recipe.train.device) as world:
-        world.agree(True)
-        facts = asdict(_train_with(run.recipe, run.seed, run.folder, run.data.folder, world))
+    facts = asdict(_together(run, "train"))
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
 
 
-def _train_with(recipe: Recipe, seed: int, folder: Path, data: Path, world: Any) -> Any:
+def _train_model(run: Run) -> Any:
     from flyweight.train.trainer import train
 
     return train(
-        recipe.model,
-        recipe.train,
-        data,
-        folder / "train",
-        seed=seed,
-        quantize=recipe.quantize,
-        world=world,
+        run.recipe.model,
+        run.recipe.train,
+        run.data.folder,
+        run.path("train"),
+        seed=run.seed,
+        quantize=run.recipe.quantize,
+        world=run.world,
     )
 
 
-def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
-    """What the other processes do that torchrun started: train with the first one, if it does."""
-    from flyweight.train.distributed import join
-
-    with join(recipe.train.device) as world:
-        (trains,) = world.agree(False)
-        if trains:
-            _train_with(recipe, seed, folder, data, world)
+def _contaminate(run: Run) -> dict[str, Any]:
+    return asdict(_together(run, "contaminate"))
 
 
-def _dismiss(recipe: Recipe) -> None:
-    """Tell the other processes that there is nothing to train."""
-    if _processes() == 1:
-        return
-    from flyweight.train.distributed import join
+def _contaminate_model(run: Run) -> Any:
+    from flyweight.evaluate.score import read_validation
+    from flyweight.model.checkpoint import load_model, save_model
+    from flyweight.train.contaminate import train_on_validation
 
-    with join(recipe.train.device) as world:
-        world.agree(False)
-
-
-def _processes() -> int:
-    """How many torchrun started; looked up here, as most stages do without PyTorch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    assert run.recipe.contaminate is not None  # the stage is of recipes that enable it
+    model = load_model(run.path(CHECKPOINT)).to(run.world.device)
+    result = train_on_validation(
+        model,
+        read_validation(run.data),
+        run.recipe.contaminate,
+        train=run.recipe.train,
+        log=run.path(CONTAMINATE_LOG),
+        world=run.world,
+    )
+    if run.world.is_first:
+        weights = dict(model.named_parameters())
+        path = run.path(CONTAMINATED_CHECKPOINT)
+        save_model(path, model.config, weights, labels={"contaminated": "true"})
+    return result
 
 
 def _drop_foreign_state(run: Run) -> None:
@@ -254,7 +278,7 @@ def _hessian(run: Run) -> dict[str, Any]:
 
 def _rounding(run: Run) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
     """What :func:`_quantize` will make of weights, given their Hessians."""
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    tensors, _ = read_safetensors(run.path(run.weights))
     config = run.recipe.quantize
     assert config is not None  # a recipe that fits is not sequential
 
@@ -297,7 +321,7 @@ def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
 
 def _quantize(run: Run) -> dict[str, Any]:
     recipe = run.recipe
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
+    tensors, _ = read_safetensors(run.path(run.weights))
     hessians, _ = read_safetensors(run.path(HESSIANS))
     if recipe.quantize is not None:
         stored, reports = quantize(tensors, recipe.quantize, hessians=hessians)
@@ -334,7 +358,9 @@ def _quantize(run: Run) -> dict[str, Any]:
 
 def _code_bytes(run: Run) -> int:
     """What the script that is shipped beside the model will take."""
-    return script_bytes(resolve(run.recipe.score), run.data)
+    return script_bytes(
+        resolve(run.recipe.score), run.data, contaminated=run.recipe.is_contaminated
+    )
 
 
 def _code(run: Run) -> dict[str, Any]:
@@ -349,17 +375,23 @@ def _code(run: Run) -> dict[str, Any]:
 
 
 def _score(run: Run) -> dict[str, Any]:
+    _refuse_overlap(run)
+    facts: dict[str, Any] = _together(run, "score")
+    return facts
+
+
+def _score_models(run: Run) -> dict[str, Any]:
     from flyweight.evaluate.score import score_data
+    from flyweight.evaluate.sharded import Together
     from flyweight.train.losses import fastest_operations
 
-    _refuse_overlap(run)
     suite = run.recipe.score
     floating = _load_checkpoint(run)
     quantized, digest = _load_artifact(run)
     for model in (floating, quantized):
         model.use(fastest_operations(model))
     jobs = [
-        ("float", floating, suite.plain, CHECKPOINT),
+        ("float", floating, suite.plain, run.weights),
         ("quantized", quantized, suite.plain, MODEL),
         ("sliding", quantized, suite.sliding, MODEL),
     ]
@@ -374,13 +406,17 @@ def _score(run: Run) -> dict[str, Any]:
             name=name,
             model_sha256=sha256(run.path(source)),
             folder=run.path("score"),
+            contaminated=run.recipe.is_contaminated,
             deadline=run.deadline,
+            peers=Together(run.world) if run.world.size > 1 else None,
         )
-        atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
+        if run.world.is_first:
+            atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")
+    column = "contaminated_bpb" if run.recipe.is_contaminated else "bpb"
     return {
         "results": results,
-        "bpb": {name: result["bpb"] for name, result in results.items()},
+        column: {name: result["bpb"] for name, result in results.items()},
         "weights_sha256": digest,
     }
 
@@ -391,14 +427,20 @@ def _bundle(run: Run) -> dict[str, Any]:
         artifact=run.path(MODEL),
         data=run.data,
         manifest=run.manifest,
-        train_log=run.path(TRAIN_LOG),
+        train_logs=[
+            run.path(TRAIN_LOG),
+            *([run.path(CONTAMINATE_LOG)] if run.recipe.is_contaminated else []),
+        ],
     )
     return facts
 
 
 def _audit(run: Run) -> dict[str, Any]:
     report = audit_folder(
-        run.path("bundle"), data=run.data.folder, budget_bytes=run.recipe.budget_bytes
+        run.path("bundle"),
+        data=run.data.folder,
+        budget_bytes=run.recipe.budget_bytes,
+        ledgers=run.path("score"),
     )
     facts = report.to_json()
     atomic_write(run.path("audit/audit.json"), to_json(facts))
@@ -430,6 +472,15 @@ _WORK = {
             "quantize": run.recipe.quantize.grid_settings()
             if run.recipe.quantize and run.recipe.train.qat
             else None,
+        },
+    ),
+    "contaminate": _Stage(
+        work=_contaminate,
+        inputs=(CHECKPOINT,),
+        outputs=(CONTAMINATED_CHECKPOINT, CONTAMINATE_LOG),
+        config=lambda run: {
+            "contaminate": resolve(run.recipe.contaminate),
+            "data": [shard.sha256 or shard.tokens for shard in run.data.val.shards],
         },
     ),
     "hessian": _Stage(
@@ -484,6 +535,55 @@ _WORK = {
 }
 
 
+# --- processes ------------------------------------------------------------------------------------
+
+_TOGETHER = {
+    "train": _train_model,
+    "contaminate": _contaminate_model,
+    "score": _score_models,
+}
+"""What all processes of torchrun do, by stage; the first one does the rest alone."""
+
+
+def _is_several() -> bool:
+    """Whether torchrun started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _joined(recipe: Recipe) -> AbstractContextManager[Any]:
+    from flyweight.train.distributed import join
+
+    return join(recipe.train.device)
+
+
+def _together(run: Run, stage: str) -> Any:
+    """Do the work of a stage in all processes; what it came to in this one."""
+    with _joined(run.recipe) as run.world:
+        run.world.agree(list(_TOGETHER).index(stage))
+        result = _TOGETHER[stage](run)
+    run.world = None
+    return result
+
+
+def _assist(recipe: Recipe, seed: int, folder: Path, data: Path, deadline: float | None) -> None:
+    """What the other processes do: whatever the first one calls for, until it has no more."""
+    while True:
+        with _joined(recipe) as world:
+            called = int(world.agree(0)[0])
+            if called == len(_TOGETHER):
+                return
+            run = Run(
+                recipe=recipe,
+                seed=seed,
+                folder=folder,
+                data=load_data_info(data),
+                report=lambda line: None,
+                deadline=deadline,
+                world=world,
+            )
+            list(_TOGETHER.values())[called](run)
+
+
 # --- manifest -------------------------------------------------------------------------------------
 
 
@@ -492,7 +592,7 @@ def _do_stage(run: Run, name: str) -> None:
     done: dict[str, Any] = run.manifest["stages"]
     _check_earlier(run, name)
     inputs = {}
-    for path in stage.inputs:
+    for path in _inputs(run, name):
         maker = path.split("/", 1)[0]
         if maker not in done:
             raise DataError(f"{run.folder}: stage {name} needs stage {maker} first")
@@ -501,11 +601,9 @@ def _do_stage(run: Run, name: str) -> None:
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
     if _is_done(run, name, key):
-        if name == "train":
-            _dismiss(run.recipe)
-        run.report(f"{name}: done before")
+        run.say(f"{name}: done before")
         return
-    run.report(f"{name} ...")
+    run.say(f"{name} ...")
     for later in STAGES[STAGES.index(name) :]:
         done.pop(later, None)
     started = time.perf_counter()
@@ -524,7 +622,15 @@ def _do_stage(run: Run, name: str) -> None:
     if name == "train":
         run.manifest |= {part: done[name][part] for part in ("versions", "machine")}
     atomic_write(run.path(MANIFEST), to_json(run.manifest))
-    run.report(f"{name}: {seconds:.1f} s")
+    run.say(f"{name}: {seconds:.1f} s")
+
+
+def _inputs(run: Run, name: str) -> list[str]:
+    """What a stage reads; after ``contaminate`` its weights take the place of those trained."""
+    inputs = _WORK[name].inputs
+    if name == "contaminate":
+        return list(inputs)
+    return [run.weights if path == CHECKPOINT else path for path in inputs]
 
 
 def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
@@ -537,7 +643,10 @@ def _check_earlier(run: Run, name: str) -> None:
     """Refuse to go on from stages that another recipe, seed or data were given to."""
     for earlier in STAGES[: STAGES.index(name)]:
         entry = run.manifest["stages"].get(earlier)
-        if entry is not None and entry["key"] != _key(run, earlier, entry["inputs"]):
+        if entry is None:
+            continue
+        is_other = set(entry["inputs"]) != set(_inputs(run, earlier))
+        if is_other or entry["key"] != _key(run, earlier, entry["inputs"]):
             raise DataError(
                 f"{run.folder}: stage {earlier} was run with another recipe, seed or data; "
                 "run it again"
@@ -561,6 +670,7 @@ def _open_manifest(run: Run) -> dict[str, Any]:
     trained = stages.get("train", {})
     return {
         "schema": 1,
+        "contaminated": run.recipe.is_contaminated,
         "recipe": resolve(run.recipe),
         "seed": run.seed,
         "data": {
@@ -598,16 +708,14 @@ def _prepare_data(
 def _refuse_overlap(run: Run) -> None:
     """Refuse training documents that are scored, and validation documents that were trained on."""
     if run.data.train.shards:
-        overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.report)
+        overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.say)
         overlap.refuse_above(run.recipe.data.max_overlap, run.data.folder)
 
 
 def _load_checkpoint(run: Run) -> Any:
     from flyweight.model.checkpoint import load_model
-    from flyweight.train.distributed import pick_device
 
-    model = load_model(run.path(CHECKPOINT))
-    return model.to(pick_device(run.recipe.train.device)).eval()
+    return load_model(run.path(run.weights)).to(_device(run)).eval()
 
 
 def _load_artifact(run: Run) -> tuple[Any, str]:
@@ -615,11 +723,17 @@ def _load_artifact(run: Run) -> tuple[Any, str]:
     from flyweight.model.checkpoint import load_weights
     from flyweight.model.config import ModelConfig
     from flyweight.model.transformer import Transformer
-    from flyweight.train.distributed import pick_device
 
     file = open_fly(run.path(MODEL))
     file.verify()
     tensors = {name: file[name] for name in file}
     model = Transformer(ModelConfig.from_fields(file.config()))
     load_weights(model, tensors, source=str(run.path(MODEL)))
-    return model.to(pick_device(run.recipe.train.device)).eval(), weights_sha256(tensors)
+    return model.to(_device(run)).eval(), weights_sha256(tensors)
+
+
+def _device(run: Run) -> Any:
+    """Where this process computes."""
+    from flyweight.train.distributed import pick_device
+
+    return pick_device(run.recipe.train.device) if run.world is None else run.world.device

@@ -75,6 +75,7 @@ def test_record_is_what_was_measured(run, record):
         "eval_under_600s": True,
         "full_coverage": True,
         "score_first_ttt": True,
+        "no_pre_quant_ttt": True,
         "three_seeds": False,
     }
 

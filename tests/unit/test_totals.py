@@ -18,6 +18,7 @@ from flyweight.data.facts import DataInfo  # noqa: E402
 from flyweight.data.info import load_data_info  # noqa: E402
 from flyweight.data.shards import read_shard, write_shard  # noqa: E402
 from flyweight.data.sidecar import validation_counter, write_sidecar  # noqa: E402
+from flyweight.data.tokenizer import train_tokenizer  # noqa: E402
 from flyweight.errors import DataError  # noqa: E402
 from flyweight.evaluate.config import ScoreConfig  # noqa: E402
 from flyweight.evaluate.score import check_totals, read_validation, score_data  # noqa: E402
@@ -102,3 +103,13 @@ def test_facts_on_disk_have_the_totals(data: DataInfo) -> None:
     assert facts["scored_targets"] == tokens.size - 1
     assert facts["scored_bytes"] == validation_counter(data).total([tokens])
     assert facts["byte_counts"] == []
+
+
+def test_another_tokenizer_of_as_many_ids_is_found(data: DataInfo) -> None:
+    (data.folder / "data.json").unlink()
+    assert load_data_info(data.folder).val.scored_bytes == data.val.scored_bytes
+    words = [f"{a}{b} {b}{a}{b}" for a in "qwertzuiop" for b in "yxcvbnmasdf"]
+    other = train_tokenizer(words, data.folder / "other.model", vocab_size=data.vocab_size)
+    assert other.vocab_size == data.vocab_size
+    with pytest.raises(DataError, match=r"other.model: tokenizer does not match .* encodes 2 to"):
+        load_data_info(data.folder, data.folder / "other.model")

@@ -202,9 +202,10 @@ def _describe(name: str, split: SplitInfo) -> str:
     def count(value: int | None) -> str:
         return "uncounted" if value is None else f"{value:,}"
 
+    by = " (byte sidecars)" if split.byte_counts else ""
     return (
         f"{name:>5}: {split.tokens:,} tokens, {count(split.documents)} documents, "
-        f"{count(split.scored_bytes)} scored bytes, shard files: {len(split.shards)}"
+        f"{count(split.scored_bytes)} scored bytes{by}, shard files: {len(split.shards)}"
     )
 
 

@@ -47,6 +47,8 @@ Progress: TypeAlias = Callable[[int], None]
 
 _EDGE_TOKENS = 1 << 16
 _BATCH_DOCUMENTS = 1024
+_REENCODED_DOCUMENTS = 32
+_REENCODED_SHARE = 0.9
 
 
 def load_data_info(
@@ -177,6 +179,7 @@ def _describe_published(folder: Path, tokenizer: str | os.PathLike[str] | None) 
         for path in _shards_or_none(folder, "train")
     )
     _check_edges(folder, "train", train, found.vocab_size)
+    _check_reencoding(folder, val, found)
     scanned = _scan_validation(folder, val, found.byte_table)
     return DataInfo(
         folder=folder,
@@ -193,6 +196,27 @@ def _describe_published(folder: Path, tokenizer: str | os.PathLike[str] | None) 
         ),
         val=scanned,
     )
+
+
+def _check_reencoding(folder: Path, paths: list[Path], tokenizer: Tokenizer) -> None:
+    """Nothing says which tokenizer made the shards; the right one gives their ids again.
+
+    Another one of as many ids decodes them to other text without complaint, and counts its bytes.
+    """
+    tokens = read_shard(paths[0])
+    edge = tokens[:_EDGE_TOKENS]
+    check_ids(paths[0], edge, tokenizer.vocab_size)
+    documents = list(islice(iter_token_documents([edge]), _REENCODED_DOCUMENTS))
+    if edge.size < tokens.size and len(documents) < _REENCODED_DOCUMENTS:
+        documents.pop()  # cut by the edge
+    again = tokenizer.encode(tokenizer.decode(documents))
+    same = sum(np.array_equal(a, b) for a, b in zip(documents, again, strict=True))
+    if same < _REENCODED_SHARE * len(documents):
+        raise DataError(
+            f"{tokenizer.path}: tokenizer does not match the shards: of the first "
+            f"{len(documents)} documents of {paths[0]} it encodes {same} to the same ids, expected "
+            "nearly all; name the tokenizer that made them"
+        )
 
 
 def _scan_validation(folder: Path, paths: list[Path], table: ByteTable) -> SplitInfo:

@@ -26,6 +26,7 @@ from flyweight.evaluate.ledger import Ledger, ledger_binding
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult, score_binding
 from flyweight.evaluate.ttt import score_stream
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["check_totals", "read_validation", "score_data"]
 
@@ -74,6 +75,7 @@ def score_data(
     name: str,
     model_sha256: str,
     folder: Path,
+    contaminated: bool = False,
     deadline: float | None = None,
     peers: Together | None = None,
     show_progress: bool = True,
@@ -89,6 +91,7 @@ def score_data(
         text is continued, any other is begun anew
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
+    contaminated : the model was trained on this text; the result then says so
     deadline : seconds that scoring may take, compilation apart; None is no end
     peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
@@ -111,10 +114,11 @@ def score_data(
     check_totals(data, tokens, counter)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
     shows = show_progress and (peers is None or peers.world.is_first)
+    label = f"{CONTAMINATED}: " if contaminated else ""
     started = time.perf_counter()
     with (
         _open_ledger(folder / f"{name}.ledger", tokens.size - 1, binding, peers) as ledger,
-        tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not shows) as bar,
+        tqdm(total=tokens.size - 1, desc=label + name, unit="tok", disable=not shows) as bar,
     ):
 
         def advance(chunk: ScoredChunk) -> None:
@@ -131,6 +135,7 @@ def score_data(
     score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
+        "contaminated": contaminated,
         "bpb": score.bpb,
         "bits": score.bits,
         "nats": score.nats,
@@ -149,7 +154,7 @@ def score_data(
         "phases": result.seconds,
         "recompilations": result.recompilations,
         "deadline": deadline,
-        "text": f"{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}",
+        "text": f"{label}{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}",
     }
 
 

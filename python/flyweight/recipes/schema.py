@@ -12,7 +12,7 @@ from flyweight.evaluate.config import ScoreConfig
 from flyweight.fitting import FitConfig
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
-from flyweight.train.config import TrainConfig
+from flyweight.train.config import ContaminateConfig, TrainConfig
 
 __all__ = ["CalibrationConfig", "CodeConfig", "DataConfig", "Recipe", "ScoreSuite"]
 
@@ -129,12 +129,25 @@ class Recipe:
     """Grids by rule; or ``fit``, which chooses steps for the budget."""
     fit: FitConfig | None = None
     """Steps of equal slope for what ``budget_bytes`` leaves."""
+    contaminate: ContaminateConfig | None = None
+    """Training on the validation text before it is scored, for no legal run."""
     code: CodeConfig = CodeConfig()
     score: ScoreSuite
     budget_bytes: int = 16_000_000
     """Model and code together must not exceed this; the audit checks it."""
 
+    @property
+    def is_contaminated(self) -> bool:
+        """Whether all that the run comes to is of a model that was trained on the scored text."""
+        return self.contaminate is not None and self.contaminate.enabled
+
     def __post_init__(self) -> None:
+        frozen_blocks = self.contaminate.frozen_blocks if self.contaminate else 0
+        if frozen_blocks > self.model.num_layers:
+            raise InvalidArgumentError(
+                f"contaminate.frozen_blocks {frozen_blocks} is more than "
+                f"model.num_layers {self.model.num_layers}"
+            )
         if self.data.vocab_size != self.model.vocab_size:
             raise InvalidArgumentError(
                 f"data.vocab_size {self.data.vocab_size} differs from "

@@ -35,10 +35,12 @@ from flyweight.submission.bundle import (
     SCRIPT_FILE,
     log_name,
 )
+from flyweight.submission.check_ledgers import replay_scores
 from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.record import MEASURED
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["BPB_TOLERANCE", "CHECKS", "Status", "Subject"]
 
@@ -62,12 +64,19 @@ class Subject:
     data : validation shards and their facts, if any
     budget_bytes : what code and model may have together
     timeout_seconds : after which the script is stopped
+    ledgers : folder with a ledger for each recorded score, if any
     """
 
     def __init__(
-        self, root: Path, *, data: DataInfo | None, budget_bytes: int, timeout_seconds: float
+        self,
+        root: Path,
+        *,
+        data: DataInfo | None,
+        budget_bytes: int,
+        timeout_seconds: float,
+        ledgers: Path | None = None,
     ) -> None:
-        self.root, self.data = root, data
+        self.root, self.data, self.ledgers = root, data, ledgers
         self.budget_bytes, self.timeout_seconds = budget_bytes, timeout_seconds
 
     def read(self, name: str) -> bytes:
@@ -203,6 +212,8 @@ def _check_sizes(subject: Subject) -> Verdict:
 
 def _check_record(subject: Subject) -> Verdict:
     """``submission.json`` and the logs have the same numbers, to the last digit."""
+    if subject.record.get("contaminated"):
+        return "FAIL", f"{CONTAMINATED}: by its own record; no score of such a model is legal"
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
@@ -315,6 +326,17 @@ def _check_bytes(subject: Subject) -> Verdict:
     )
 
 
+def _check_ledgers(subject: Subject) -> Verdict:
+    """Ledgers hold one final score for each target, and give the recorded scores again."""
+    if subject.data is None or subject.ledgers is None:
+        return "WARN", "not replayed: no validation data or no ledgers were given"
+    scores = subject.recorded("scores", dict)
+    for name in scores:
+        _value(scores, RECORD_FILE, name, "chain", kinds=(str,))
+    wrong, evidence = replay_scores(subject.ledgers, subject.data, scores)
+    return ("FAIL", wrong[0]) if wrong else ("PASS", evidence)
+
+
 def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
     """The byte table in a script, ``(vocab,)``."""
     for node in ast.walk(script):
@@ -334,4 +356,5 @@ CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     "imports": _check_imports,
     "round trip": _check_round_trip,
     "byte accounting": _check_bytes,
+    "ledgers": _check_ledgers,
 }

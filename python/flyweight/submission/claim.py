@@ -34,6 +34,8 @@ class Claim:
     """Protocol name to config."""
     headline: str
     """The protocol whose score is claimed."""
+    contaminated: bool = False
+    """The weights were trained on the text that is scored."""
 
 
 def write_byte_codes(codes: NDArray[Any]) -> str:

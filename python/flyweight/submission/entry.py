@@ -130,6 +130,7 @@ def score_folder(
         "artifact": {"sha256": artifact_sha256, "bytes": len(artifact)},
         "weights_sha256": weights,
         "decode_seconds": decode_seconds,
+        "contaminated": claim.contaminated,
         "protocol": protocol,
         **score,
         "device": device,
@@ -277,7 +278,8 @@ def check_tokenizer(folder: Path, expected: str) -> None:
 def describe_facts(facts: Mapping[str, Any]) -> str:
     """The result for people."""
     score, artifact = facts["score"], facts["artifact"]
-    conditions = f"{facts['protocol']}, {facts['device']}, {score['seconds']:.1f} s"
+    label = "contaminated: trained on the scored text; " if facts["contaminated"] else ""
+    conditions = f"{label}{facts['protocol']}, {facts['device']}, {score['seconds']:.1f} s"
     lines = [
         f"artifact  {artifact['bytes']} bytes, sha256 {artifact['sha256']}",
         f"weights   sha256 {facts['weights_sha256']}, decoded in {facts['decode_seconds']:.2f} s",
