@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
-from torch._dynamo.utils import counters  # noqa: E402
-
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
-from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
+from flyweight.evaluate.ledger import Ledger  # noqa: E402
 from flyweight.evaluate.scorer import WindowScorer  # noqa: E402
+from flyweight.evaluate.ttt import score_stream  # noqa: E402
 from flyweight.evaluate.window import (  # noqa: E402
     Windows,
     plain_windows,
@@ -25,6 +27,7 @@ from flyweight.evaluate.window import (  # noqa: E402
 )
 from flyweight.model.config import ModelConfig  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
+from flyweight.train.losses import fastest_operations  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 101).astype(np.int32)
@@ -169,11 +172,12 @@ def real_model(**changes: Any) -> Any:
         }
     )
     model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    model.init_weights(generator)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("proj.weight", "gate_weight")):
-                weight.normal_(std=0.2)
+                weight.normal_(std=0.2, generator=generator)
     return model
 
 
@@ -195,19 +199,51 @@ def test_the_last_block_runs_for_scored_positions_alone(changes: dict[str, Any])
         torch.testing.assert_close(found, expected[:, -tail:], rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_windows_have_two_shapes_and_the_same_scores() -> None:
+def test_compiled_code_is_compiled_once_and_scores_the_same(tmp_path: Path) -> None:
+    config = ScoreConfig(
+        protocol="score-first",
+        seq_len=16,
+        stride=8,
+        batch_windows=3,
+        chunk_targets=32,
+        adapt=AdaptConfig(learning_rate=1e-2, sequences=2, ema_decay=0.5),
+    )
     model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
-    windows = sliding_windows(100, seq_len=16, stride=8)
-    expected = score_windows(model, TOKENS, windows, batch_windows=3)
-    config = ScoreConfig(seq_len=16, stride=8, batch_windows=3, compile=True)
-    scorer = WindowScorer(model, torch.from_numpy(TOKENS), config)
-    scorer.warm_up()
-    before = counters["stats"]["unique_graphs"]
-    for part in (slice(0, 4), slice(4, None)):
-        run = windows[part]
-        found = scorer.score(run)
-        np.testing.assert_allclose(found, expected[run.start : run.stop], atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == before
+    found = []
+    for is_compiled in (False, True):
+        path = tmp_path / f"{is_compiled}"
+        with Ledger(path, targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+            found.append(score_stream(model, TOKENS, ledger, replace(config, compile=is_compiled)))
+    assert found[1].recompilations == 0
+    assert found[1].adapted_chunks == 3
+    np.testing.assert_allclose(found[1].nats, found[0].nats, rtol=0, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("protocol", ["sliding", "score-first"])
+def test_on_a_gpu_the_fast_way_scores_the_same(tmp_path: Path, protocol: str) -> None:
+    sizes = {"model_dim": 128, "mlp_hidden": 256, "rope_dims": 16, "seq_len": 256}
+    config = ScoreConfig(
+        protocol=protocol,  # type: ignore[arg-type]
+        seq_len=256,
+        stride=64,
+        chunk_targets=1024,
+        adapt=AdaptConfig(learning_rate=1e-3, sequences=2) if protocol != "sliding" else None,
+    )
+    tokens = np.random.default_rng(1).integers(0, VOCAB, 4100).astype(np.uint16)
+    found = []
+    for is_fast in (False, True):
+        model = real_model(**sizes).cuda()
+        changes: dict[str, Any] = {"compile": is_fast}
+        if is_fast:
+            model.use(fastest_operations(model))
+            changes["precision"] = "bfloat16"
+        with Ledger(tmp_path / f"{is_fast}", targets=4099, binding=bytes(32)) as ledger:
+            found.append(score_stream(model, tokens, ledger, replace(config, **changes)))
+    assert found[1].recompilations == 0
+    assert abs(found[1].nats.mean() - found[0].nats.mean()) < 0.01
+    assert np.abs(found[1].nats - found[0].nats).max() < 0.5
 
 
 @pytest.mark.parametrize(

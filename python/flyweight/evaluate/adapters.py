@@ -65,7 +65,9 @@ class ScoreFirst(Sliding):
         self._raw = [weight.detach().clone() for weight in self._parameters if is_averaged]
         depth = len(list(self.model.get_submodule("blocks").children()))
         fitting = rows_that_fit(self.model, config.seq_len, _TRAINING_VALUES * depth, share=0.5)
-        self._part = min(config.adapt.sequences, fitting)
+        rows = min(config.adapt.sequences, max(config.chunk_targets // config.seq_len, 1))
+        own = len(self.peers.rows(torch.empty(rows)))
+        self._part = max(min(own, fitting), 1)
         self._compiled: Callable[..., Tensor] | None = None
         if config.compile:
             self._compiled = torch.compile(mean_loss, fullgraph=True, dynamic=False)
@@ -115,7 +117,7 @@ class ScoreFirst(Sliding):
         """The chunk's own tokens, rows without overlap; a rest shorter than a row is left out."""
         length = min(self.config.seq_len, stop - start)
         tokens_T = self.tokens_T[start : stop + 1].long()
-        return tokens_T.unfold(0, length + 1, length)
+        return tokens_T.unfold(0, length + 1, length).contiguous()  # strides are compiled in
 
     @torch.no_grad()
     def _load(self, weights: list[Tensor]) -> None:

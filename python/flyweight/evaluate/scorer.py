@@ -83,7 +83,8 @@ class WindowScorer:
         shape, device = (self.batch_windows, self._length + 1), self._tokens_T.device
         with torch.inference_mode(), autocast(device, self._precision):
             rows_BL = torch.zeros(shape, dtype=torch.int64, device=device)
-            hints = (rows_BL[:, : self._usual], rows_BL[:, : self._usual].float())
+            hints_BS = rows_BL.new_zeros(self.batch_windows, self._usual)
+            hints = (hints_BS, hints_BS.float())
             function = self._compiled or target_nats
             found = function(self._model, rows_BL, self._usual, *(hints if self.is_tilted else ()))
             found.sum().item()
