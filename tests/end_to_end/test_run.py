@@ -21,6 +21,7 @@ from click.testing import CliRunner
 import flyweight
 from flyweight.cli.main import flyweight as cli
 from flyweight.data.build import build_data
+from flyweight.data.info import load_data_info
 from flyweight.data.shards import BOS_ID, read_shard, write_shard
 from flyweight.data.text import FileCorpus
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
@@ -28,6 +29,7 @@ from flyweight.interop import read_safetensors
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, Run, run_stages
+from flyweight.submission.bundle import script_bytes
 from flyweight.submission.checks import BPB_TOLERANCE
 from flyweight.submission.digest import weights_sha256
 from flyweight.train.config import CONTAMINATED
@@ -407,15 +409,22 @@ def test_temporaries_do_not_change_what_is_done(tmp_path: Path, recipe: Recipe, 
     assert lines == ["score: done before"]
 
 
+def write_recipe(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None:
     start, end = RECIPE.index("[quantize]"), RECIPE.index("[score.plain]")
     fitted = RECIPE[:start] + "sensitivities = true\n[fit]\n"
     fitted = fitted + "min_elements = 1000\n" + RECIPE[end:]
     path = tmp_path / "fit.toml"
-    path.write_text(fitted.replace("seed = 1\n", "seed = 1\nbudget_bytes = 116000\n"))
+    suite = resolve(load_recipe(str(write_recipe(path, RECIPE))).score)
+    budget = script_bytes(suite, load_data_info(data)) + 15_000
+    write_recipe(path, fitted.replace("seed = 1\n", f"seed = 1\nbudget_bytes = {budget}\n"))
     run = run_stages(load_recipe(str(path)), out=tmp_path / "run", data=data)
     model = run.path("code/model.fly").stat().st_size
-    room = 116_000 - run.path("bundle/train_gpt.py").stat().st_size
+    room = budget - run.path("bundle/train_gpt.py").stat().st_size
     assert 0.999 * room <= model <= room
     facts = run.manifest["stages"]["quantize"]["facts"]
     assert facts["objective"] == "loss"
