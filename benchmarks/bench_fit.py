@@ -34,7 +34,8 @@ from flyweight.artifact import pack, quantize, unpack
 from flyweight.data.shards import list_shards, read_shard
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger
-from flyweight.evaluate.ttt import score_binding, score_stream
+from flyweight.evaluate.stream import score_binding
+from flyweight.evaluate.ttt import score_stream
 from flyweight.fitting import fit
 from flyweight.format.container import write_container
 from flyweight.interop import read_safetensors

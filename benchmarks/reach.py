@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-__all__ = ["Goal", "bitpack_goals", "fit_goals", "goals", "gptq_goals", "train_goals"]
+__all__ = [
+    "Goal",
+    "bitpack_goals",
+    "fit_goals",
+    "goals",
+    "gptq_goals",
+    "score_goals",
+    "train_goals",
+]
 
 Record = dict[str, Any]
 MINILM = ("S6", "S5", "S4", "SD6")
@@ -146,6 +154,24 @@ def train_goals(record: Record) -> list[Goal]:
     words = "loss at equal tokens above that of the script, nats"
     found.append(_judged(words, "at most 0.01", losses, max, lambda v: v <= 0.01, "{:+.4f}"))
     return found
+
+
+SCORE_FACTORS = {"sliding": 4.0, "pr585": 3.0, "pr1683": 4.0}
+"""Times as fast as the published evaluation that scoring was to be."""
+
+
+def score_goals(record: Record) -> list[Goal]:
+    """Scoring against the published evaluation code."""
+    rows = {row["case"]: row for row in record["rows"] if "ratio" in row}
+    found = []
+    for case, least in SCORE_FACTORS.items():
+        ratios = {case: rows[case]["ratio"]} if case in rows else {}
+        is_reached = partial(operator.le, least)
+        words = f"targets a second over those of the script, {case}"
+        found.append(_judged(words, f"at least {least:g}x", ratios, min, is_reached, "{:.2f}x"))
+    nats = {case: abs(row["nats_above"]) for case, row in rows.items()}
+    words = "nats per token apart from the script"
+    return [*found, _judged(words, "at most 0.002", nats, max, lambda v: v <= 0.002, "{:.4f}")]
 
 
 def _speed(

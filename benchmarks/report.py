@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals, train_goals
+from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals, score_goals, train_goals
 
 __all__ = ["page"]
 
@@ -306,12 +306,42 @@ def _train_row(row: Record, losses: Record) -> list[str]:
     ]
 
 
+def _score(record: Record) -> Iterable[str]:
+    """Scoring beside published evaluation code."""
+    settings = record["settings"]
+    yield f"## Scoring beside the published evaluation code on one {settings['device']}\n"
+    yield (
+        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
+        f"{settings['torch']}; {settings['targets']:,} targets, the same model, weights, tokens "
+        "and stride on both sides, compilation outside. The scripts score the last targets of "
+        "the text several times, which is in their nats.\n"
+    )
+    yield _goal_table(score_goals(record))
+    header = ("case", "targets/s", "of the script", "ratio", "nats per token above it")
+    header += ("s to compile", "recompilations")
+    yield _table(header, [_score_row(row) for row in record["rows"]])
+
+
+def _score_row(row: Record) -> list[str]:
+    theirs = row.get("theirs")
+    return [
+        row["case"],
+        f"{row['ours']['targets_per_second']:,.0f}",
+        f"{theirs['targets_per_second']:,.0f}" if theirs else "",
+        f"{row['ratio']:.2f}x" if theirs else "",
+        f"{row['nats_above']:+.4f}" if theirs else "",
+        f"{row['ours']['phases']['compile']:.0f}",
+        str(row["ours"]["recompilations"]),
+    ]
+
+
 TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "bitpack": _bitpack,
     "codec": _codec,
     "fit": _fit,
     "fit-minilm": _minilm,
     "gptq": _gptq,
+    "score": _score,
     "train": _train,
 }
 """Sections by topic, the first part of a record's name."""

@@ -14,7 +14,7 @@ from flyweight.artifact import pack, unpack
 from flyweight.data.build import build_data
 from flyweight.data.facts import DataInfo
 from flyweight.data.text import FileCorpus
-from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.score import score_data
 from flyweight.format.inspect import inspect
 from flyweight.model.config import ModelConfig
@@ -27,7 +27,11 @@ SUITE = {
     "plain": ScoreConfig(protocol="plain", seq_len=32),
     "sliding": ScoreConfig(protocol="sliding", seq_len=32, stride=8),
     "ttt": ScoreConfig(
-        protocol="score-first", seq_len=32, stride=8, chunk_targets=128, learning_rate=0.01
+        protocol="score-first",
+        seq_len=32,
+        stride=8,
+        chunk_targets=128,
+        adapt=AdaptConfig(learning_rate=0.01),
     ),
 }
 
@@ -119,5 +123,5 @@ def bundle(out: Path, run: Path, data: DataInfo, manifest: dict[str, Any]) -> di
         artifact=run / "model.fly",
         data=data,
         manifest=manifest,
-        train_log=run / "log.jsonl",
+        train_logs=[run / "log.jsonl"],
     )

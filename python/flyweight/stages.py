@@ -11,75 +11,51 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flyweight.artifact import load_stored, quantize, save_stored
-from flyweight.data.build import build_data
-from flyweight.data.embedded import EmbeddedCorpus
-from flyweight.data.facts import DataInfo
 from flyweight.data.info import load_data_info
 from flyweight.errors import DataError, InvalidArgumentError
-from flyweight.fitting import fit
-from flyweight.format.container import open as open_fly
-from flyweight.format.container import write_container
-from flyweight.format.inspect import inspect
-from flyweight.interop import atomic_write, read_safetensors, write_safetensors
-from flyweight.manifest import (
-    locked,
-    machine,
-    read_entries,
-    sha256,
-    to_json,
-    tree_hash,
-    versions,
-)
-from flyweight.quant.grid import QuantizedTensor
+from flyweight.interop import atomic_write
+from flyweight.manifest import locked, machine, read_entries, to_json, tree_hash, versions
 from flyweight.recipes.load import resolve
 from flyweight.recipes.schema import Recipe
-from flyweight.submission.audit import audit_folder
-from flyweight.submission.bundle import script_bytes, write_bundle
-from flyweight.submission.digest import weights_sha256
+from flyweight.runs import (
+    CHECKPOINT,
+    CODES,
+    CONTAMINATE_LOG,
+    CONTAMINATED_CHECKPOINT,
+    MANIFEST,
+    MODEL,
+    TRAIN_KEY,
+    TRAIN_LOG,
+    TRAIN_STATE,
+    Report,
+    Run,
+    is_several,
+    join_processes,
+    prepare_data,
+)
+from flyweight.stage_work import (
+    TOGETHER,
+    code_bytes,
+    do_audit,
+    do_bundle,
+    do_code,
+    do_contaminate,
+    do_hessian,
+    do_quantize,
+    do_score,
+    do_train,
+)
 
 __all__ = ["STAGES", "Run", "run_stages"]
 
-STAGES = ("train", "hessian", "quantize", "code", "score", "bundle", "audit")
-MANIFEST = "run.json"
-CHECKPOINT = "train/model.safetensors"
-TRAIN_STATE = "train/state.safetensors"
-TRAIN_LOG = "train/log.jsonl"
-TRAIN_KEY = "train/.key"
-HESSIANS = "hessian/hessian.safetensors"
-SENSITIVITIES = "hessian/sensitivity.safetensors"
-CODES = "quantize/codes.safetensors"
-MODEL = "code/model.fly"
-
-Report = Callable[[str], None]
-
-
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """One execution of a recipe: what it is made of, where it lies, what is done."""
-
-    recipe: Recipe
-    """The complete recipe, limits of the command line applied."""
-    seed: int
-    """Of weights and data order."""
-    folder: Path
-    """The RUN folder."""
-    data: DataInfo
-    """The token shards."""
-    report: Report
-    """Told one line when a stage begins, ends or is skipped."""
-    manifest: dict[str, Any] = field(default_factory=dict)
-    """What ``run.json`` holds."""
-
-    def path(self, name: str) -> Path:
-        """A file of the run."""
-        return self.folder / name
+STAGES = ("train", "contaminate", "hessian", "quantize", "code", "score", "bundle", "audit")
+"""In order; ``contaminate`` only where the recipe enables it."""
 
 
 def run_stages(
@@ -90,6 +66,7 @@ def run_stages(
     seed: int | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
+    deadline: float | None = None,
     stages: Sequence[str] = STAGES,
     report: Report = lambda line: None,
 ) -> Run:
@@ -102,6 +79,7 @@ def run_stages(
     data : a data folder; may be left out where the recipe's data is embedded
     seed : instead of the recipe's
     max_steps, max_seconds : budget of the training, instead of the recipe's
+    deadline : seconds that each protocol may take; what does not fit falls back to plain blocks
     stages : which of :data:`STAGES`, in order; the ones before must be done
     report : told one line when a stage begins, ends or is skipped
 
@@ -113,13 +91,16 @@ def run_stages(
     Raises
     ------
     InvalidArgumentError
-        A stage is unknown, or data is missing.
+        A stage is unknown or, alone, not in the recipe; or data is missing.
     DataError
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
     SystemExit
-        In the processes of torchrun but the first, once they helped to train; it does the rest.
+        In the processes of torchrun but the first, once they have helped to train and to score; it
+        does the rest.
     """
+    if list(stages) == ["contaminate"] and not recipe.is_contaminated:
+        raise InvalidArgumentError(f"recipe {recipe.name} has no contaminate.enabled = true")
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise InvalidArgumentError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
@@ -127,84 +108,43 @@ def run_stages(
         budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
         recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
     folder, seed = Path(out), recipe.seed if seed is None else seed
-    if _processes() > 1 and os.environ["RANK"] != "0":
-        if "train" in stages:
-            _assist(recipe, seed, folder, folder / "data" if data is None else Path(data))
+    several = is_several() and any(stage in stages for stage in TOGETHER)
+    if is_several() and os.environ["RANK"] != "0":
+        if several:
+            shards = folder / "data" if data is None else Path(data)
+            _assist(recipe, seed, folder, shards, deadline)
         raise SystemExit
     with locked(folder):
         run = Run(
             recipe=recipe,
             seed=seed,
             folder=folder,
-            data=_prepare_data(recipe, folder, data, report),
+            data=prepare_data(recipe, folder, data, report),
             report=report,
+            deadline=deadline,
         )
         run.manifest = _open_manifest(run)
+        if not recipe.is_contaminated:
+            run.manifest["stages"].pop("contaminate", None)
         for stage in STAGES:
-            if stage in stages:
+            if stage in stages and (stage != "contaminate" or recipe.is_contaminated):
                 _do_stage(run, stage)
+        if several:
+            with join_processes(recipe) as world:
+                world.agree(len(TOGETHER))
     return run
 
 
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def _train(run: Run) -> dict[str, Any]:
-    from flyweight.train.distributed import join
-
-    _drop_foreign_state(run)
-    with join(run.recipe.train.device) as world:
-        world.agree(True)
-        facts = asdict(_train_with(run.recipe, run.seed, run.folder, run.data.folder, world))
-    return {name: value for name, value in facts.items() if not isinstance(value, Path)}
-
-
-def _train_with(recipe: Recipe, seed: int, folder: Path, data: Path, world: Any) -> Any:
-    from flyweight.train.trainer import train
-
-    return train(
-        recipe.model,
-        recipe.train,
-        data,
-        folder / "train",
-        seed=seed,
-        quantize=recipe.quantize,
-        world=world,
-    )
-
-
-def _assist(recipe: Recipe, seed: int, folder: Path, data: Path) -> None:
-    """What the other processes do that torchrun started: train with the first one, if it does."""
-    from flyweight.train.distributed import join
-
-    with join(recipe.train.device) as world:
-        (trains,) = world.agree(False)
-        if trains:
-            _train_with(recipe, seed, folder, data, world)
-
-
-def _dismiss(recipe: Recipe) -> None:
-    """Tell the other processes that there is nothing to train."""
-    if _processes() == 1:
-        return
-    from flyweight.train.distributed import join
-
-    with join(recipe.train.device) as world:
-        world.agree(False)
-
-
-def _processes() -> int:
-    """How many torchrun started; looked up here, as most stages do without PyTorch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _drop_foreign_state(run: Run) -> None:
+def _drop_foreign_state(run: Run, key: str) -> None:
     """Keep a training state only if it was made under this key.
 
     The schedule follows the budget, so the state of a run with another one is not on the way to
     the weights that this run is to give, even where it could be loaded.
     """
-    key, path = _key(run, "train", {}), run.path(TRAIN_KEY)
+    path = run.path(TRAIN_KEY)
     if path.exists() and path.read_bytes() == key.encode():
         return
     if run.path(TRAIN_STATE).exists():
@@ -212,184 +152,6 @@ def _drop_foreign_state(run: Run) -> None:
     run.path(TRAIN_STATE).unlink(missing_ok=True)
     run.path(TRAIN_LOG).unlink(missing_ok=True)
     atomic_write(path, key.encode())
-
-
-def _hessian(run: Run) -> dict[str, Any]:
-    import torch
-
-    from flyweight.evaluate.window import autocast
-    from flyweight.train.calibrate import collect_hessians, collect_in_sequence
-
-    recipe, config = run.recipe, run.recipe.calibrate
-    model = _load_checkpoint(run)
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(run.seed)
-    batches = _calibration_batches(run, model, generator)
-    with autocast(device, recipe.score.plain.precision):
-        if config.sequential:
-            found = collect_in_sequence(model, list(batches), _rounding(run))
-        else:
-            found = collect_hessians(
-                model,
-                batches,
-                sensitivities=config.sensitivities,
-                generator=generator,
-                max_seconds=config.max_seconds or None,
-            )
-    metadata = {"n_tokens": str(found.n_tokens)}
-    write_safetensors(run.path(HESSIANS), found.matrices, metadata)
-    run.path(SENSITIVITIES).unlink(missing_ok=True)
-    if found.row_sensitivities is not None:
-        write_safetensors(run.path(SENSITIVITIES), found.row_sensitivities, metadata)
-    return {"tokens": found.n_tokens, "matrices": len(found.matrices)}
-
-
-def _rounding(run: Run) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
-    """What :func:`_quantize` will make of weights, given their Hessians."""
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
-    config = run.recipe.quantize
-    assert config is not None  # a recipe that fits is not sequential
-
-    def rounded(names: Sequence[str], hessians: Mapping[str, Any]) -> dict[str, Any]:
-        stored, _ = quantize({name: tensors[name] for name in names}, config, hessians=hessians)
-        found = {n: t for n, t in stored.items() if isinstance(t, QuantizedTensor)}
-        return {name: tensor.dequantize() for name, tensor in found.items()}
-
-    return rounded
-
-
-def _calibration_batches(run: Run, model: Any, generator: Any) -> Iterator[Any]:
-    """Token ids (sequences, seq_len) of each batch, made when it is asked for."""
-    import torch
-
-    from flyweight.model.generate import generate
-    from flyweight.train.data import TokenStream
-
-    config, seq_len = run.recipe.calibrate, run.recipe.model.seq_len
-    if config.source == "generate":
-        for _ in range(config.batches):
-            yield generate(
-                model,
-                sequences=config.batch_sequences,
-                length=seq_len,
-                temperature=config.temperature,
-                generator=generator,
-            )
-        return
-    stream = TokenStream(
-        run.data.folder,
-        batch_sequences=config.batch_sequences,
-        seq_len=seq_len,
-        vocab_size=run.recipe.model.vocab_size,
-        shuffle_seed=run.seed,
-    )
-    for index in range(config.batches):
-        yield torch.from_numpy(stream.batch(index)[:, :-1])
-
-
-def _quantize(run: Run) -> dict[str, Any]:
-    recipe = run.recipe
-    tensors, _ = read_safetensors(run.path(CHECKPOINT))
-    hessians, _ = read_safetensors(run.path(HESSIANS))
-    if recipe.quantize is not None:
-        stored, reports = quantize(tensors, recipe.quantize, hessians=hessians)
-        for line in reports:
-            if line.method == "rtn" and line.name in hessians:
-                run.report(
-                    f"warning: {line.name}: its Hessian could not be factored, rounded instead"
-                )
-        facts: dict[str, Any] = {"tensors": [asdict(line) for line in reports]}
-    else:
-        assert recipe.fit is not None  # a recipe has one of the two
-        sensitive = run.path(SENSITIVITIES).exists()
-        found = fit(
-            tensors,
-            recipe.budget_bytes - _code_bytes(run),
-            hessians=hessians,
-            sensitivities=read_safetensors(run.path(SENSITIVITIES))[0] if sensitive else None,
-            config=recipe.model.to_fields(),
-            min_elements=recipe.fit.min_elements,
-            codec=recipe.code.codec,
-            effort=recipe.code.effort,
-            report=run.report,
-        )
-        stored = dict(found.stored)
-        facts = {
-            "objective": found.objective,
-            "damage": found.damage,
-            "damage_per_kilobyte": found.damage_per_kilobyte,
-            "tensors": [asdict(line) for line in found.tensors],
-        }
-    save_stored(run.path(CODES), stored)
-    return facts
-
-
-def _code_bytes(run: Run) -> int:
-    """What the script that is shipped beside the model will take."""
-    return script_bytes(resolve(run.recipe.score), run.data)
-
-
-def _code(run: Run) -> dict[str, Any]:
-    stored = load_stored(run.path(CODES))
-    code = run.recipe.code
-    data, _ = write_container(
-        stored, config=run.recipe.model.to_fields(), codec=code.codec, effort=code.effort
-    )
-    atomic_write(run.path(MODEL), data)
-    report = inspect(data)
-    return {"model_bytes": report.total_bytes, "by_class": report.by_class}
-
-
-def _score(run: Run) -> dict[str, Any]:
-    from flyweight.evaluate.score import score_data
-
-    suite = run.recipe.score
-    floating = _load_checkpoint(run)
-    quantized, digest = _load_artifact(run)
-    jobs = [
-        ("float", floating, suite.plain, CHECKPOINT),
-        ("quantized", quantized, suite.plain, MODEL),
-        ("sliding", quantized, suite.sliding, MODEL),
-    ]
-    if suite.ttt is not None:
-        jobs.append(("ttt", quantized, suite.ttt, MODEL))
-    results = {}
-    for name, model, config, source in jobs:
-        results[name] = score_data(
-            model,
-            run.data,
-            config,
-            name=name,
-            model_sha256=sha256(run.path(source)),
-            folder=run.path("score"),
-        )
-        atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
-        run.report(f"{name}: {results[name]['text']}")
-    return {
-        "results": results,
-        "bpb": {name: result["bpb"] for name, result in results.items()},
-        "weights_sha256": digest,
-    }
-
-
-def _bundle(run: Run) -> dict[str, Any]:
-    facts: dict[str, Any] = write_bundle(
-        run.path("bundle"),
-        artifact=run.path(MODEL),
-        data=run.data,
-        manifest=run.manifest,
-        train_log=run.path(TRAIN_LOG),
-    )
-    return facts
-
-
-def _audit(run: Run) -> dict[str, Any]:
-    report = audit_folder(
-        run.path("bundle"), data=run.data.folder, budget_bytes=run.recipe.budget_bytes
-    )
-    facts = report.to_json()
-    atomic_write(run.path("audit/audit.json"), to_json(facts))
-    return facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -406,7 +168,7 @@ def _no_config(run: Run) -> None:
 
 _WORK = {
     "train": _Stage(
-        work=_train,
+        work=do_train,
         inputs=(),
         outputs=(CHECKPOINT, TRAIN_LOG),
         config=lambda run: {
@@ -419,8 +181,17 @@ _WORK = {
             else None,
         },
     ),
+    "contaminate": _Stage(
+        work=do_contaminate,
+        inputs=(CHECKPOINT,),
+        outputs=(CONTAMINATED_CHECKPOINT, CONTAMINATE_LOG),
+        config=lambda run: {
+            "contaminate": resolve(run.recipe.contaminate),
+            "data": [shard.sha256 or shard.tokens for shard in run.data.val.shards],
+        },
+    ),
     "hessian": _Stage(
-        work=_hessian,
+        work=do_hessian,
         inputs=(CHECKPOINT,),
         outputs=("hessian",),
         config=lambda run: {
@@ -431,7 +202,7 @@ _WORK = {
         },
     ),
     "quantize": _Stage(
-        work=_quantize,
+        work=do_quantize,
         inputs=(CHECKPOINT, "hessian"),
         outputs=(CODES,),
         config=lambda run: {
@@ -440,19 +211,19 @@ _WORK = {
             and {
                 **resolve(run.recipe.fit),
                 "budget_bytes": run.recipe.budget_bytes,
-                "code_bytes": _code_bytes(run),
+                "code_bytes": code_bytes(run),
                 "code": resolve(run.recipe.code),
             },
         },
     ),
     "code": _Stage(
-        work=_code,
+        work=do_code,
         inputs=(CODES,),
         outputs=(MODEL,),
         config=lambda run: {"code": resolve(run.recipe.code), "model": resolve(run.recipe.model)},
     ),
     "score": _Stage(
-        work=_score,
+        work=do_score,
         inputs=(CHECKPOINT, MODEL),
         outputs=("score",),
         config=lambda run: {
@@ -462,13 +233,32 @@ _WORK = {
         },
     ),
     "bundle": _Stage(
-        work=_bundle,
+        work=do_bundle,
         inputs=(MODEL, "score"),
         outputs=("bundle",),
         config=lambda run: {"recipe": resolve(run.recipe), "seed": run.seed},
     ),
-    "audit": _Stage(work=_audit, inputs=("bundle",), outputs=("audit",), config=_no_config),
+    "audit": _Stage(work=do_audit, inputs=("bundle",), outputs=("audit",), config=_no_config),
 }
+
+
+def _assist(recipe: Recipe, seed: int, folder: Path, data: Path, deadline: float | None) -> None:
+    """What the other processes do: whatever the first one calls for, until it has no more."""
+    while True:
+        with join_processes(recipe) as world:
+            called = int(world.agree(0)[0])
+            if called == len(TOGETHER):
+                return
+            run = Run(
+                recipe=recipe,
+                seed=seed,
+                folder=folder,
+                data=load_data_info(data),
+                report=lambda line: None,
+                deadline=deadline,
+                world=world,
+            )
+            list(TOGETHER.values())[called](run)
 
 
 # --- manifest -------------------------------------------------------------------------------------
@@ -479,7 +269,7 @@ def _do_stage(run: Run, name: str) -> None:
     done: dict[str, Any] = run.manifest["stages"]
     _check_earlier(run, name)
     inputs = {}
-    for path in stage.inputs:
+    for path in _inputs(run, name):
         maker = path.split("/", 1)[0]
         if maker not in done:
             raise DataError(f"{run.folder}: stage {name} needs stage {maker} first")
@@ -488,13 +278,13 @@ def _do_stage(run: Run, name: str) -> None:
             raise DataError(f"{run.path(path)}: changed since stage {maker} wrote it; run it again")
     key = _key(run, name, inputs)
     if _is_done(run, name, key):
-        if name == "train":
-            _dismiss(run.recipe)
-        run.report(f"{name}: done before")
+        run.say(f"{name}: done before")
         return
-    run.report(f"{name} ...")
+    run.say(f"{name} ...")
     for later in STAGES[STAGES.index(name) :]:
         done.pop(later, None)
+    if name == "train":
+        _drop_foreign_state(run, key)
     started = time.perf_counter()
     facts = stage.work(run)
     seconds = time.perf_counter() - started
@@ -511,7 +301,15 @@ def _do_stage(run: Run, name: str) -> None:
     if name == "train":
         run.manifest |= {part: done[name][part] for part in ("versions", "machine")}
     atomic_write(run.path(MANIFEST), to_json(run.manifest))
-    run.report(f"{name}: {seconds:.1f} s")
+    run.say(f"{name}: {seconds:.1f} s")
+
+
+def _inputs(run: Run, name: str) -> list[str]:
+    """What a stage reads; after ``contaminate`` its weights take the place of those trained."""
+    inputs = _WORK[name].inputs
+    if name == "contaminate":
+        return list(inputs)
+    return [run.weights if path == CHECKPOINT else path for path in inputs]
 
 
 def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
@@ -524,7 +322,10 @@ def _check_earlier(run: Run, name: str) -> None:
     """Refuse to go on from stages that another recipe, seed or data were given to."""
     for earlier in STAGES[: STAGES.index(name)]:
         entry = run.manifest["stages"].get(earlier)
-        if entry is not None and entry["key"] != _key(run, earlier, entry["inputs"]):
+        if entry is None:
+            continue
+        is_other = set(entry["inputs"]) != set(_inputs(run, earlier))
+        if is_other or entry["key"] != _key(run, earlier, entry["inputs"]):
             raise DataError(
                 f"{run.folder}: stage {earlier} was run with another recipe, seed or data; "
                 "run it again"
@@ -548,6 +349,7 @@ def _open_manifest(run: Run) -> dict[str, Any]:
     trained = stages.get("train", {})
     return {
         "schema": 1,
+        "contaminated": run.recipe.is_contaminated,
         "recipe": resolve(run.recipe),
         "seed": run.seed,
         "data": {
@@ -562,44 +364,3 @@ def _open_manifest(run: Run) -> dict[str, Any]:
         "machine": trained.get("machine") or machine(),
         "stages": stages,
     }
-
-
-def _prepare_data(
-    recipe: Recipe, folder: Path, data: str | os.PathLike[str] | None, report: Report
-) -> DataInfo:
-    if data is not None:
-        info = load_data_info(data)
-    elif recipe.data.source == "embedded":
-        report("data: the prose that Python carries")
-        info = build_data(EmbeddedCorpus(), folder / "data", vocab_size=recipe.data.vocab_size)
-    else:
-        raise InvalidArgumentError(f"recipe {recipe.name} needs a data folder: give --data")
-    if info.vocab_size != recipe.data.vocab_size:
-        raise DataError(
-            f"{info.folder}: its tokenizer has {info.vocab_size} ids, recipe {recipe.name} is for "
-            f"{recipe.data.vocab_size}"
-        )
-    return info
-
-
-def _load_checkpoint(run: Run) -> Any:
-    from flyweight.model.checkpoint import load_model
-    from flyweight.train.distributed import pick_device
-
-    model = load_model(run.path(CHECKPOINT))
-    return model.to(pick_device(run.recipe.train.device)).eval()
-
-
-def _load_artifact(run: Run) -> tuple[Any, str]:
-    """The model that a .fly file holds, and the digest of its weights."""
-    from flyweight.model.checkpoint import load_weights
-    from flyweight.model.config import ModelConfig
-    from flyweight.model.transformer import Transformer
-    from flyweight.train.distributed import pick_device
-
-    file = open_fly(run.path(MODEL))
-    file.verify()
-    tensors = {name: file[name] for name in file}
-    model = Transformer(ModelConfig.from_fields(file.config()))
-    load_weights(model, tensors, source=str(run.path(MODEL)))
-    return model.to(pick_device(run.recipe.train.device)).eval(), weights_sha256(tensors)

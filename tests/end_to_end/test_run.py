@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,15 +16,23 @@ import pytest
 pytest.importorskip("torch", reason="training is in the extra [train]")
 pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]")
 
+from click.testing import CliRunner
+
 import flyweight
+from flyweight.cli.main import flyweight as cli
 from flyweight.data.build import build_data
+from flyweight.data.info import load_data_info
+from flyweight.data.shards import BOS_ID, read_shard, write_shard
 from flyweight.data.text import FileCorpus
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, Run, run_stages
+from flyweight.submission.bundle import script_bytes
+from flyweight.submission.checks import BPB_TOLERANCE
 from flyweight.submission.digest import weights_sha256
+from flyweight.train.config import CONTAMINATED
 
 RECIPE = """
 name = "test"
@@ -74,10 +83,11 @@ protocol = "score-first"
 seq_len = 64
 stride = 32
 chunk_targets = 512
-last_blocks = 1
+[score.ttt.adapt]
 epochs = 1
-adapt_sequences = 8
+sequences = 8
 """
+LEGAL = tuple(stage for stage in STAGES if stage != "contaminate")
 WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while"),
     *("seven", "wizards", "mix", "quartz", "jelly"),
@@ -121,7 +131,7 @@ def finished(
 
 def test_every_stage_is_done_and_the_audit_passes(finished: tuple[Run, list[str]]) -> None:
     run, lines = finished
-    assert list(run.manifest["stages"]) == list(STAGES)
+    assert list(run.manifest["stages"]) == list(LEGAL)
     audit = run.manifest["stages"]["audit"]["facts"]
     assert audit["passed"], audit
     bpb = run.manifest["stages"]["score"]["facts"]["bpb"]
@@ -166,7 +176,7 @@ def test_a_second_call_does_nothing(
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
     lines: list[str] = []
     again = run_stages(recipe, out=run.folder, data=data, report=lines.append)
-    assert lines == [f"{stage}: done before" for stage in STAGES]
+    assert lines == [f"{stage}: done before" for stage in LEGAL]
     assert again.manifest["stages"] == run.manifest["stages"]
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time, path
@@ -176,7 +186,7 @@ def test_the_same_seed_gives_the_same_bytes(
     tmp_path: Path, finished: tuple[Run, list[str]], recipe: Recipe, data: Path
 ) -> None:
     run, _ = finished
-    other = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    other = run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:4])
     for name in ("train/model.safetensors", "quantize/codes.safetensors", "code/model.fly"):
         assert other.path(name).read_bytes() == run.path(name).read_bytes(), name
 
@@ -186,11 +196,11 @@ def test_a_changed_recipe_redoes_what_depends_on_it(
 ) -> None:
     from dataclasses import replace
 
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:4])
     rules = (replace(recipe.quantize.rules[0], k=10.0), recipe.quantize.rules[1])
     changed = replace(recipe, quantize=replace(recipe.quantize, rules=rules))
     lines: list[str] = []
-    run_stages(changed, out=tmp_path, data=data, stages=STAGES[:4], report=lines.append)
+    run_stages(changed, out=tmp_path, data=data, stages=LEGAL[:4], report=lines.append)
     assert "train: done before" in lines
     assert "hessian: done before" in lines
     assert "quantize ..." in lines
@@ -209,7 +219,7 @@ def test_training_for_the_grids_of_the_export(tmp_path: Path, data: Path) -> Non
     def run(changed: Recipe) -> Run:
         lines.clear()
         return run_stages(
-            changed, out=tmp_path / "run", data=data, stages=STAGES[:4], report=lines.append
+            changed, out=tmp_path / "run", data=data, stages=LEGAL[:4], report=lines.append
         )
 
     log = (run(qat).path("train/log.jsonl")).read_text().splitlines()
@@ -229,7 +239,7 @@ def test_calibration_by_generation_with_sensitivities(
 
     def hessian(**changes: Any) -> tuple[set[str], dict[str, Any]]:
         changed = replace(recipe, calibrate=replace(recipe.calibrate, **changes))
-        run = run_stages(changed, out=tmp_path, data=data, stages=STAGES[:3])
+        run = run_stages(changed, out=tmp_path, data=data, stages=LEGAL[:3])
         names = {path.name for path in run.path("hessian").iterdir()}
         return names, run.manifest["stages"]["hessian"]
 
@@ -249,13 +259,13 @@ def test_scoring_goes_on_where_it_was_killed_and_starts_anew_for_another_model(
     tmp_path: Path, finished: tuple[Run, list[str]], recipe: Recipe, data: Path
 ) -> None:
     run, _ = finished
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:4])
     (tmp_path / "score").mkdir()
     whole = run.path("score/sliding.ledger").read_bytes()
     (tmp_path / "score/sliding.ledger").write_bytes(whole[: len(whole) * 2 // 3])
     foreign = run.path("score/float.ledger")
     (tmp_path / "score/quantized.ledger").write_bytes(foreign.read_bytes())
-    other = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    other = run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:5])
     results = other.manifest["stages"]["score"]["facts"]["results"]
     expected = run.manifest["stages"]["score"]["facts"]["results"]
     for name in ("float", "quantized", "sliding", "ttt"):
@@ -324,14 +334,14 @@ def test_another_budget_rate_or_seed_trains_anew(
 def test_a_damaged_log_or_torn_ledger_stops_nothing(
     tmp_path: Path, recipe: Recipe, data: Path
 ) -> None:
-    run = run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    run = run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:4])
     log = run.path("train/log.jsonl")
     whole = log.read_bytes()
     log.write_bytes(b"\xff\n{}\n[]\n" + whole)
     (tmp_path / "score").mkdir()
     (tmp_path / "score/float.ledger").write_bytes(b"FLYLED")
     (tmp_path / "score/sliding.ledger").write_bytes(b"")
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:5])
     assert log.read_bytes() == whole
 
 
@@ -340,7 +350,7 @@ def test_stages_of_another_recipe_or_seed_are_refused(
 ) -> None:
     from dataclasses import replace
 
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:3])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:3])
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(DataError, match="stage train was run with another recipe, seed or data"):
         run_stages(recipe, out=tmp_path, data=data, stages=["code"], seed=999)
@@ -392,11 +402,16 @@ def test_one_process_at_a_time(tmp_path: Path, recipe: Recipe, data: Path) -> No
 
 
 def test_temporaries_do_not_change_what_is_done(tmp_path: Path, recipe: Recipe, data: Path) -> None:
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:5])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:5])
     (tmp_path / "score/.float.json.abc.tmp").write_bytes(b"half")
     lines: list[str] = []
     run_stages(recipe, out=tmp_path, data=data, stages=["score"], report=lines.append)
     assert lines == ["score: done before"]
+
+
+def write_recipe(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None:
@@ -404,10 +419,12 @@ def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None
     fitted = RECIPE[:start] + "sensitivities = true\n[fit]\n"
     fitted = fitted + "min_elements = 1000\n" + RECIPE[end:]
     path = tmp_path / "fit.toml"
-    path.write_text(fitted.replace("seed = 1\n", "seed = 1\nbudget_bytes = 100000\n"))
+    suite = resolve(load_recipe(str(write_recipe(path, RECIPE))).score)
+    budget = script_bytes(suite, load_data_info(data)) + 15_000
+    write_recipe(path, fitted.replace("seed = 1\n", f"seed = 1\nbudget_bytes = {budget}\n"))
     run = run_stages(load_recipe(str(path)), out=tmp_path / "run", data=data)
     model = run.path("code/model.fly").stat().st_size
-    room = 100_000 - run.path("bundle/train_gpt.py").stat().st_size
+    room = budget - run.path("bundle/train_gpt.py").stat().st_size
     assert 0.999 * room <= model <= room
     facts = run.manifest["stages"]["quantize"]["facts"]
     assert facts["objective"] == "loss"
@@ -421,29 +438,49 @@ def test_a_recipe_that_fits_fills_its_budget(tmp_path: Path, data: Path) -> None
         load_recipe(str(path))
 
 
-def test_two_processes_train_and_one_does_the_rest(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_score_and_one_does_the_rest(data: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "test.toml", tmp_path / "run"
     recipe.write_text(RECIPE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     verb = ["-m", "flyweight", "run", str(recipe), "--data", str(data), "--out", str(out)]
-    options = ["--steps", "5", "--until", "code", "--json"]
+    options = ["--steps", "5", "--until", "score", "--json"]
     for repeat in ("...", "done before"):
         done = subprocess.run([*torchrun, *verb, *options], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         facts = json.loads(done.stdout)  # one process alone prints
         assert facts["train"]["steps"] == 5
         assert facts["train"]["processes"] == 2
-        assert facts["stages"] == ["train", "hessian", "quantize", "code"]
+        assert facts["stages"] == ["train", "hessian", "quantize", "code", "score"]
         for stage in facts["stages"]:
             assert sum(line.startswith(stage) for line in done.stderr.splitlines()) >= 1
         assert repeat in done.stderr
+    two = json.loads((out / "run.json").read_text())["stages"]["score"]["facts"]["results"]
+    shutil.rmtree(out / "score")
+    alone = run_stages(load_recipe(str(recipe)), out=out, data=data, max_steps=5, stages=["score"])
+    one = alone.manifest["stages"]["score"]["facts"]["results"]
+    for name in ("float", "quantized", "sliding"):
+        assert two[name]["chain"] == one[name]["chain"], name  # bit for bit
+        assert (two[name]["processes"], one[name]["processes"]) == (2, 1)
+    assert abs(two["ttt"]["bpb"] - one["ttt"]["bpb"]) < BPB_TOLERANCE["cpu"]
+
+
+def test_an_error_between_what_processes_share_ends_all(data: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "test.toml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    verb = ["-m", "flyweight", "score", str(recipe), "--data", str(data), "--out", str(out)]
+    done = subprocess.run([*torchrun, *verb], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("flyweight: ")]
+    assert len(said) == 1, done.stderr
+    assert "stage score needs stage train first" in said[0]
 
 
 def test_calibration_in_sequence(tmp_path: Path, recipe: Recipe, data: Path) -> None:
     sequential = replace(recipe, calibrate=replace(recipe.calibrate, sequential=True))
-    run = run_stages(sequential, out=tmp_path, data=data, stages=STAGES[:4])
+    run = run_stages(sequential, out=tmp_path, data=data, stages=LEGAL[:4])
     one_by_one, _ = read_safetensors(tmp_path / "hessian/hessian.safetensors")
-    run_stages(recipe, out=tmp_path, data=data, stages=STAGES[:4])
+    run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:4])
     at_once, _ = read_safetensors(tmp_path / "hessian/hessian.safetensors")
     assert one_by_one.keys() == at_once.keys()
     assert np.array_equal(one_by_one["tok_emb.weight"], at_once["tok_emb.weight"])
@@ -451,3 +488,126 @@ def test_calibration_in_sequence(tmp_path: Path, recipe: Recipe, data: Path) -> 
         one_by_one["blocks.1.mlp.fc.weight"], at_once["blocks.1.mlp.fc.weight"]
     )
     assert run.manifest["stages"]["hessian"]["facts"]["matrices"] == len(at_once)
+
+
+def test_validation_documents_in_the_training_shards_are_refused(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "data.json").unlink()
+    train, val = (folder / f"fineweb_{split}_000000.bin" for split in ("train", "val"))
+    leaked = read_shard(val)[: np.flatnonzero(read_shard(val) == BOS_ID)[1]]  # 1 of 6 documents
+    write_shard(train, np.concatenate([read_shard(train), leaked]))
+    with pytest.raises(DataError, match=r"1 of 6 validation documents \(16.67%\) are in the train"):
+        run_stages(recipe, out=tmp_path / "run", data=folder)
+    assert not (tmp_path / "run/train/model.safetensors").exists()
+    admitted = replace(recipe, data=replace(recipe.data, max_overlap=0.2))
+    run_stages(admitted, out=tmp_path / "run", data=folder, stages=LEGAL[:4])
+    with pytest.raises(DataError, match="1 of 6 validation documents"):
+        run_stages(recipe, out=tmp_path / "run", data=folder, stages=["score"])
+    assert not (tmp_path / "run/score").exists()
+
+
+@pytest.fixture(scope="module")
+def contaminated(
+    tmp_path_factory: pytest.TempPathFactory, data: Path
+) -> tuple[Run, list[str], dict[str, Any]]:
+    """A run with training on its validation text: what it is, said and printed."""
+    recipe = tmp_path_factory.mktemp("recipe") / "test.toml"
+    table = "[contaminate]\nenabled = true\nepochs = 2\nbatch_sequences = 4\nlearning_rate = 0.01\n"
+    recipe.write_text(RECIPE.replace("[calibrate]", f"{table}[calibrate]"))
+    lines: list[str] = []
+    out = tmp_path_factory.mktemp("contaminated")
+    run = run_stages(load_recipe(str(recipe)), out=out, data=data, report=lines.append)
+    verb = ["run", str(recipe), "--data", str(data), "--out", str(out)]
+    printed = {flag: CliRunner().invoke(cli, [*verb, *flag]).stdout for flag in ((), ("--json",))}
+    return run, lines, {"text": printed[()], "json": json.loads(printed["--json",])}
+
+
+def test_a_contaminated_run_scores_the_weights_it_trained_on_the_text(
+    contaminated: tuple[Run, list[str], dict[str, Any]], finished: tuple[Run, list[str]]
+) -> None:
+    run, _, _ = contaminated
+    assert list(run.manifest["stages"]) == list(STAGES)
+    stage = run.manifest["stages"]["contaminate"]
+    assert stage["facts"]["epochs"] == 2
+    assert stage["facts"]["final_loss"] < stage["facts"]["first_loss"]
+    weights = "contaminate/model.safetensors"
+    for later in ("hessian", "quantize", "score"):
+        inputs = run.manifest["stages"][later]["inputs"]
+        assert weights in inputs
+        assert "train/model.safetensors" not in inputs
+    ours, legal = (r.manifest["stages"]["score"]["facts"] for r in (run, finished[0]))
+    assert ours["contaminated_bpb"]["sliding"] < legal["bpb"]["sliding"] - 0.1
+    assert read_safetensors(run.path(weights))[1]["contaminated"] == "true"
+
+
+def test_contamination_is_said_everywhere(
+    contaminated: tuple[Run, list[str], dict[str, Any]],
+) -> None:
+    run, lines, printed = contaminated
+    assert all(CONTAMINATED in line for line in lines)
+    assert json.loads(run.path("run.json").read_text())["contaminated"] is True
+    for name in ("float", "quantized", "sliding", "ttt"):
+        score = json.loads(run.path(f"score/{name}.json").read_text())
+        assert score["contaminated"] is True
+        assert score["text"].startswith(CONTAMINATED)
+    logs = [run.path("contaminate/log.jsonl"), run.path("bundle/train_seed1.log")]
+    for log in logs:
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        assert all(line.get("contaminated", "step" in line) for line in events)
+    assert sum("epoch" in line for line in events) == 2
+    record = json.loads(run.path("bundle/submission.json").read_text())
+    assert record["contaminated"] is True
+    assert record["compliance"]["no_pre_quant_ttt"] is False
+    readme = run.path("bundle/README.md").read_text()
+    assert f"**{CONTAMINATED}**" in readme
+    assert "contaminated=True" in run.path("bundle/train_gpt.py").read_text()
+    assert printed["json"]["contaminated"] is True
+    assert CONTAMINATED in printed["text"]
+
+
+def test_contaminated_and_legal_scores_share_no_column(
+    contaminated: tuple[Run, list[str], dict[str, Any]], finished: tuple[Run, list[str]]
+) -> None:
+    run, _, printed = contaminated
+    assert printed["json"]["bpb"] is None
+    assert set(printed["json"]["contaminated_bpb"]) == {"float", "quantized", "sliding", "ttt"}
+    records = [
+        json.loads(each.path("bundle/submission.json").read_text()) for each in (run, finished[0])
+    ]
+    scored = {"val_bpb", "val_loss", "pre_quant_val_bpb", "seed_results", "scores"}
+    assert {f"contaminated_{name}" for name in scored} <= set(records[0])
+    assert not scored & set(records[0])
+    assert scored <= set(records[1])
+    assert records[1]["contaminated"] is False
+    assert records[1]["compliance"]["no_pre_quant_ttt"] is True
+    for each, column in ((run, "| contaminated bpb |"), (finished[0], "| bpb |")):
+        assert column in each.path("bundle/README.md").read_text()
+    assert f"bits per byte ({CONTAMINATED})" in printed["text"]
+
+
+def test_the_audit_fails_a_contaminated_run(
+    contaminated: tuple[Run, list[str], dict[str, Any]],
+) -> None:
+    audit = contaminated[0].manifest["stages"]["audit"]["facts"]
+    assert not audit["passed"]
+    evidence = {item["name"]: item for item in audit["items"]}["record"]
+    assert evidence["status"] == "FAIL"
+    assert evidence["evidence"].startswith(CONTAMINATED)
+
+
+def test_a_run_that_turns_legal_again_starts_from_its_legal_weights(
+    contaminated: tuple[Run, list[str], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    run = contaminated[0]
+    legal = replace(run.recipe, contaminate=replace(run.recipe.contaminate, enabled=False))
+    out = shutil.copytree(run.folder, tmp_path / "run")
+    with pytest.raises(DataError, match="stage hessian was run with another recipe"):
+        run_stages(legal, out=out, data=data, stages=["score"])
+    with pytest.raises(InvalidArgumentError, match=r"no contaminate.enabled"):
+        run_stages(legal, out=out, data=data, stages=["contaminate"])
+    again = run_stages(legal, out=out, data=data)
+    assert list(again.manifest["stages"]) == list(LEGAL)
+    assert again.manifest["stages"]["audit"]["facts"]["passed"]
+    assert again.manifest["contaminated"] is False

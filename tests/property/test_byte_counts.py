@@ -32,3 +32,13 @@ def test_counts_are_the_bytes_of_the_decoded_text(ids: list[int]) -> None:
     expected = [bytes_of(a, b) for a, b in pairwise(ids)]
     assert TABLE.count(tokens[:-1], tokens[1:]).tolist() == expected
     assert ByteTable.from_codes(TABLE.to_codes()).total([tokens]) == sum(expected)
+
+
+@given(st.lists(st.none() | st.binary(max_size=9), min_size=1, max_size=40), st.data())
+def test_raw_bytes_add_up_to_the_joined_bytes(
+    pieces: list[bytes | None], data: st.DataObject
+) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(pieces) - 1), min_size=1, max_size=100))
+    table = ByteTable.from_token_bytes(pieces)
+    joined = b"".join(pieces[token] or b"" for token in ids[1:])
+    assert table.total([np.array(ids)]) == len(joined)

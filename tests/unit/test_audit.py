@@ -19,7 +19,10 @@ from flyweight.submission.audit import audit_folder
 from flyweight.submission.digest import weights_sha256
 from submission_samples import SEED, finished_run
 
-CHECKS = ["files", "sizes", "record", "container", "imports", "round trip", "byte accounting"]
+CHECKS = [
+    *("files", "sizes", "record", "container", "imports", "round trip", "byte accounting"),
+    "ledgers",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,10 @@ def replace_in_script(folder, old, new):
 
 def test_an_honest_folder_passes(made):
     folder, data = made
-    report = audit_folder(folder, data=data.folder)
+    report = audit_folder(folder, data=data.folder, ledgers=folder.parent / "score")
     assert report.passed, report.to_markdown()
     assert statuses(report) == dict.fromkeys(CHECKS, "PASS")
+    assert "4 ledgers replayed: " in evidence(report, "ledgers")
     assert "difference 0.0e+00" in evidence(report, "round trip")
     assert f"{data.val.scored_bytes:,} bytes" in evidence(report, "byte accounting")
     assert "no self-extractor" in evidence(report, "sizes")
@@ -71,7 +75,8 @@ def test_an_honest_folder_passes(made):
 def test_without_data_scores_are_left_open(made):
     report = audit_folder(made[0])
     assert report.passed
-    assert statuses(report)["round trip"] == statuses(report)["byte accounting"] == "WARN"
+    open_checks = ("round trip", "byte accounting", "ledgers")
+    assert [statuses(report)[name] for name in open_checks] == 3 * ["WARN"]
 
 
 def test_a_flipped_byte_names_its_tensor(made, folder):
@@ -214,6 +219,30 @@ def test_digest_in_the_record_is_the_reader_s(made):
     file = FlyFile((made[0] / "model.fly").read_bytes())
     record = json.loads((made[0] / "submission.json").read_text())
     assert record["weights_sha256"] == weights_sha256({name: file[name] for name in file})
+
+
+def test_ledgers_give_the_recorded_scores_again(made, folder, tmp_path):
+    ledgers = shutil.copytree(made[0].parent / "score", tmp_path / "score")
+
+    def ledger_evidence():
+        report = audit_folder(folder, data=made[1].folder, ledgers=ledgers, timeout_seconds=0.01)
+        return statuses(report)["ledgers"], evidence(report, "ledgers")
+
+    assert ledger_evidence()[0] == "PASS"
+    scores = json.loads((folder / "submission.json").read_text())["scores"]
+    better = {**scores["ttt"], "nats": scores["ttt"]["nats"] - 1}
+    edit_record(folder, scores={**scores, "ttt": better})
+    assert ledger_evidence()[0] == "FAIL"
+    assert "its ledger gives" in ledger_evidence()[1]
+    edit_record(folder, scores={**scores, "../x": scores["ttt"]})
+    assert ledger_evidence() == ("FAIL", "'../x' is not the name of a score")
+    edit_record(folder, scores={**scores, "ttt": {"bpb": 1.0}})
+    assert "ttt.chain is missing" in ledger_evidence()[1]
+    edit_record(folder, scores=scores)
+    (ledgers / "sliding.ledger").write_bytes((ledgers / "ttt.ledger").read_bytes())
+    assert "the score was published with" in ledger_evidence()[1]
+    (ledgers / "sliding.ledger").unlink()
+    assert "no readable ledger" in ledger_evidence()[1]
 
 
 def test_command_line(folder):

@@ -58,6 +58,14 @@ def test_a_piece_too_long_for_codes_is_refused() -> None:
         table.to_codes()
 
 
+def test_raw_bytes_of_tokens_count_as_they_are() -> None:
+    pieces = [None, b"a", b" bc", b"\xe2", b"\xe2\x82", b""]  # the fourth and fifth are no text
+    table = ByteTable.from_token_bytes(pieces)
+    tokens = np.array([1, 0, 2, 3, 4, 5, 2], dtype=np.uint16)
+    assert table.count(tokens[:-1], tokens[1:]).tolist() == [0, 3, 1, 2, 0, 3]
+    assert ByteTable.from_codes(table.to_codes()).total([tokens]) == 9
+
+
 @pytest.mark.parametrize(
     ("base", "has_space", "is_boundary"),
     [([1, 2], [False], [False, False]), ([-1], [False], [False]), ([1], [False], [True])],

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 
-import numpy as np
 import pytest
 
 from data_samples import TEXTS, VOCAB_SIZE, write_model, write_texts
 from flyweight.data.build import build_data
-from flyweight.data.info import count_shared_documents, load_data_info, verify_data
+from flyweight.data.info import load_data_info, verify_data
+from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import ShardWriter, iter_chunks, iter_token_documents, list_shards
 from flyweight.data.text import FileCorpus
 from flyweight.data.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def test_folder_holds_what_its_facts_say(built):
     assert built.train.documents + built.val.documents == len(TEXTS)
     assert built.train.scored_targets == built.train.tokens - 1
     assert verify_data(built) == built
-    assert count_shared_documents(built) == 0
+    assert overlapping_documents(built.folder, built.folder).shared_train == 0
     assert load_data_info(built.folder) == built
     facts = json.loads((built.folder / "data.json").read_bytes())
     assert facts["schema"] == 1
@@ -103,7 +103,7 @@ def test_repetitions_of_held_out_documents_are_dropped(tmp_path):
     corpus = FileCorpus([write_texts(tmp_path, [*TEXTS[:5], TEXTS[1], TEXTS[5]])], val_bytes=260)
     info = build_data(corpus, tmp_path / "data", tokenizer=write_model(tmp_path))
     assert (info.train.documents, info.val.documents) == (4, 2)
-    assert count_shared_documents(info) == 0
+    assert overlapping_documents(info.folder, info.folder).shared_train == 0
 
 
 def test_documents_without_a_token_are_left_out(tmp_path):
@@ -156,14 +156,3 @@ def test_published_shards_need_no_facts_file(built, tmp_path):
     assert info.train.scored_bytes is None
     assert verify_data(info).train.scored_bytes == built.train.scored_bytes
     assert load_data_info(folder, model).vocab_size == built.vocab_size
-
-
-def test_shared_documents_are_counted(built):
-    val = [np.fromfile(p, "<u2")[512:] for p in list_shards(built.folder, "val")]
-    for path in (built.folder / "data.json", *list_shards(built.folder, "train")):
-        path.unlink()
-    with ShardWriter(built.folder, "train") as writer:
-        for tokens in val:
-            writer.append(tokens)
-    info = load_data_info(built.folder)
-    assert count_shared_documents(info) == built.val.documents

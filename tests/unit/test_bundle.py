@@ -17,6 +17,7 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 
 from flyweight.artifact import pack, unpack
 from flyweight.errors import DataError
+from flyweight.evaluate.ttt import ENGINES
 from flyweight.submission import entry
 from flyweight.submission.bundle import list_requirements, make_claim
 from flyweight.submission.claim import read_byte_codes, write_byte_codes
@@ -74,6 +75,7 @@ def test_record_is_what_was_measured(run, record):
         "eval_under_600s": True,
         "full_coverage": True,
         "score_first_ttt": True,
+        "no_pre_quant_ttt": True,
         "three_seeds": False,
     }
 
@@ -131,7 +133,7 @@ def test_script_repeats_every_score_in_a_fresh_process(run, tmp_path):
 def test_other_protocols(run, protocol, name):
     folder, data, manifest, _ = run
     claim = make_claim(manifest, data)
-    found = entry.score_folder(claim, folder, data.folder, protocol=protocol, device="cpu")
+    found = entry.score_folder(claim, ENGINES, folder, data.folder, protocol=protocol, device="cpu")
     assert found["score"]["nats"] == results(manifest)[name]["nats"]
     assert claim.protocols[protocol] == SUITE[protocol]
 
@@ -251,7 +253,7 @@ def copy_data(data, folder):
 def fails(run, data, capsys, match):
     folder, info, manifest, _ = run
     claim = make_claim(manifest, info)
-    assert entry.main(claim, folder, ["--data", str(data), "--device", "cpu"]) == 1
+    assert entry.main(claim, ENGINES, folder, ["--data", str(data), "--device", "cpu"]) == 1
     error = capsys.readouterr().err
     assert match in error
     assert error.count("\n") == 1

@@ -50,9 +50,10 @@ def test_flags_are_frozen() -> None:
     stage = sorted(["--data", "--json", "--max-seconds", "--out", "--seed", "--steps", "recipe"])
     assert flags == {
         "demo": ["--json", "--out", "--seed", "--steps"],
-        "run": sorted([*stage, "--until"]),
+        "run": sorted([*stage, "--deadline", "--until"]),
         "data": [],
         **dict.fromkeys(STAGE_VERBS, stage),
+        "score": sorted([*stage, "--deadline"]),
         "pack": [
             *("--bits", "--codec", "--effort", "--hessians", "--json", "--lossless", "--out"),
             *("--threads", "-o", "model"),
@@ -64,7 +65,7 @@ def test_flags_are_frozen() -> None:
         "unpack": ["--json", "--out", "--threads", "-o", "artifact"],
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
-        "audit": ["--budget", "--data", "--json", "--timeout", "folder"],
+        "audit": ["--budget", "--data", "--json", "--ledgers", "--timeout", "folder"],
         "recipe": [],
         "doctor": ["--json"],
     }

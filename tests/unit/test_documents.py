@@ -12,7 +12,9 @@ from flyweight.model.config import BOS_TOKEN, ModelConfig
 
 torch = pytest.importorskip("torch")
 
-from flyweight.evaluate.window import score_windows, sliding_windows  # noqa: E402
+from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.scorer import WindowScorer  # noqa: E402
+from flyweight.evaluate.window import sliding_windows  # noqa: E402
 from flyweight.model.attention import attention_kernel  # noqa: E402
 from flyweight.model.generate import Continuation, generate  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
@@ -131,7 +133,8 @@ def test_generation_is_the_full_forward() -> None:
 def test_a_window_that_cuts_a_document_starts_with_its_rest() -> None:
     model, stream = build(), some_tokens()[:2].flatten()
     windows = sliding_windows(stream.numel() - 1, seq_len=24, stride=3)
-    found = score_windows(model, stream, windows)
+    config = ScoreConfig(seq_len=24, stride=3)
+    found = WindowScorer(model, stream, config).score(windows)
     for begin, first, end in zip(windows.begin, windows.first, windows.end, strict=True):
         for i in range(first, end):
             bos = [j for j in range(begin, i + 1) if stream[j] == BOS_TOKEN]

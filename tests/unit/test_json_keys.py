@@ -19,6 +19,15 @@ from flyweight.interop import write_safetensors
 from flyweight.recipes.load import load_recipe
 from flyweight.stages import STAGES, Run
 
+HOW_SCORED: dict[str, Any] = {
+    "coverage": 1.0,
+    "chunks": 3,
+    "adapted_chunks": 2,
+    "plain_chunks": 0,
+    "phases": dict.fromkeys(("compile", "score", "plain", "adapt"), 0.0),
+    "recompilations": 0,
+    "deadline": None,
+}
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 INHERITS = re.compile(r"[Tt]he object of `([a-z ]+)`")
 
@@ -125,7 +134,7 @@ def test_runs() -> None:
         )
         | {"device": "cpu", "processes": 1},
         "code": {"model_bytes": 1, "by_class": {}},
-        "score": {"bpb": scores},
+        "score": {"bpb": scores, "results": dict.fromkeys(scores, HOW_SCORED)},
         "bundle": {"code_bytes": 1, "total_bytes": 2},
         "audit": {"passed": True, "items": []},
     }

@@ -32,7 +32,7 @@ def main() -> Literal[3]:
 
 
 def test_only_what_is_reached_is_kept():
-    text = compose({"flyweight.base": BASE, "flyweight.user": USER}, entry="main")
+    text = compose({"flyweight.base": BASE, "flyweight.user": USER}, entries=["main"])
     scope = {}
     exec(text, scope)
     assert scope["main"]() == (3, scope["Thing"])
@@ -41,6 +41,7 @@ def test_only_what_is_reached_is_kept():
     assert "Docstring" not in text
     assert "__all__" not in text
     assert "from typing import Any, Literal" in text
+    assert "\n    return" not in text  # counted bytes: indented by one space
     assert text.startswith("from __future__ import annotations\nimport math\n")
 
 
@@ -58,7 +59,7 @@ class Other(Thing):
 def helper(x): return x
 def main(): return Thing().value, getattr(Other(), "by_text")()
 """
-    text = compose({"flyweight.base": base}, entry="main")
+    text = compose({"flyweight.base": base}, entries=["main"])
     scope = {}
     exec(text, scope)
     assert scope["main"]() == (1, 2)
@@ -81,4 +82,4 @@ def main(): return Thing().value, getattr(Other(), "by_text")()
 )
 def test_what_cannot_be_composed_is_named(second, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        compose({"flyweight.base": BASE, "flyweight.user": second}, entry="main")
+        compose({"flyweight.base": BASE, "flyweight.user": second}, entries=["main"])

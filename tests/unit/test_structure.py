@@ -18,6 +18,8 @@ LAYERS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"stages"},
+    {"stage_work"},
+    {"runs"},
     {"manifest"},
     {"recipes", "submission"},
     {"train", "evaluate"},
@@ -36,6 +38,7 @@ LAYERS: list[set[str]] = [
 EXCEPTIONS = {
     ("data", "interop"),
     ("artifact", "interop"),
+    ("evaluate", "train"),  # the processes of torchrun, in evaluate/sharded.py alone
 }
 TORCH_FREE = [
     "flyweight",

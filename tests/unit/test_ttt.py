@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,27 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
-from flyweight.evaluate.config import ScoreConfig  # noqa: E402
-from flyweight.evaluate.ledger import Ledger, read_ledger  # noqa: E402
-from flyweight.evaluate.ttt import (  # noqa: E402
-    Plain,
+from flyweight.evaluate.adapters import ScoreFirst  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, LoraConfig, NgramConfig, ScoreConfig  # noqa: E402
+from flyweight.evaluate.engine import (  # noqa: E402
     ScoredChunk,
-    ScoreFirst,
     ScoringEngine,
-    Sliding,
-    StreamResult,
-    score_binding,
-    score_stream,
 )
+from flyweight.evaluate.ledger import Ledger, read_ledger  # noqa: E402
+from flyweight.evaluate.stream import StreamResult, score_binding  # noqa: E402
+from flyweight.evaluate.ttt import ENGINES, score_stream  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, 331).astype(np.uint16)
-ENGINES = {"plain": Plain, "sliding": Sliding, "score-first": ScoreFirst}
+LORA = LoraConfig(match=("blocks.*.qkv",), step_targets=8, documents=3, learning_rate=1e-2)
+ADAPT = AdaptConfig(learn=("blocks.1.*", "blocks.2.*"), epochs=2, learning_rate=1e-2, sequences=3)
 CONFIG = ScoreConfig(
     protocol="score-first",
     seq_len=16,
     stride=8,
     batch_windows=4,
     chunk_targets=64,
-    last_blocks=2,
-    epochs=2,
-    learning_rate=1e-2,
-    adapt_sequences=3,
+    adapt=ADAPT,
 )
 CHUNKS = 6
 
@@ -54,6 +50,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def config_of(protocol: str, **changes: Any) -> ScoreConfig:
+    """A method of `ScoreConfig`, such as ``sliding with hints``."""
+    name, _, hints = protocol.partition(" with ")
+    tables = {
+        "adapt": CONFIG.adapt if name == "score-first" else None,
+        "lora": LORA if name == "per-document" else None,
+        "ngram": NgramConfig(table_bits=10) if hints else None,
+    }
+    return replace(CONFIG, protocol=name, **{**tables, **changes})  # type: ignore[arg-type]
+
+
 def open_ledger(path: Path, tokens: NDArray[Any] = TOKENS) -> Ledger:
     return Ledger(path, targets=tokens.size - 1, binding=bytes(32))
 
@@ -64,13 +71,13 @@ def run(
     tokens: NDArray[Any] = TOKENS,
     **changes: Any,
 ) -> StreamResult:
-    config = replace(CONFIG, protocol=protocol, **changes)
+    config = config_of(protocol, **changes)
     with open_ledger(path, tokens) as ledger:
         return score_stream(TinyModel(), tokens, ledger, config)
 
 
 def engine(path: Path, protocol: str = "score-first") -> ScoringEngine:
-    config = replace(CONFIG, protocol=protocol)
+    config = config_of(protocol)
     return ENGINES[protocol](TinyModel(), TOKENS, open_ledger(path), config)
 
 
@@ -79,9 +86,10 @@ def test_every_target_gets_one_finite_score(tmp_path: Path, protocol: str) -> No
     result = run(tmp_path / "x.ledger", protocol)
     assert result.nats.shape == (330,)
     assert np.isfinite(result.nats).all()
-    assert (result.new_chunks, result.recorded_chunks) == (CHUNKS, 0)
+    chunks = CHUNKS if protocol != "per-document" else result.new_chunks  # whole documents
+    assert (result.new_chunks, result.recorded_chunks) == (chunks, 0)
     known = read_ledger(tmp_path / "x.ledger")
-    assert len(known.records) == CHUNKS
+    assert len(known.records) == chunks
     assert known.chain.hex() == result.chain
 
 
@@ -189,7 +197,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, protocol: str) -> None:
     model = TinyModel()
     before = copy.deepcopy(model.state_dict())
     with open_ledger(tmp_path / "x.ledger") as ledger:
-        score_stream(model, TOKENS, ledger, replace(CONFIG, protocol=protocol))
+        score_stream(model, TOKENS, ledger, config_of(protocol))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
 
@@ -242,9 +250,17 @@ def test_a_ledger_of_another_stream_or_other_chunks(tmp_path: Path) -> None:
         run(tmp_path / "x.ledger", chunk_targets=48)
 
 
-def test_more_blocks_than_the_model_has(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="last_blocks=4, the model has 3"):
-        run(tmp_path / "x.ledger", last_blocks=4)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learn": ("blocks.3.*",)}, r"'blocks.3.\*' matches no parameter"),
+        ({"freeze": ("tok_emb",)}, "'tok_emb' matches no parameter"),
+        ({"freeze": ("blocks.*",)}, "leaves nothing"),
+    ],
+)
+def test_patterns_that_choose_nothing(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        run(tmp_path / "x.ledger", adapt=replace(ADAPT, **change))
 
 
 def test_the_binding_changes_with_what_fixes_the_scores() -> None:
@@ -268,14 +284,39 @@ def test_the_binding_changes_with_what_fixes_the_scores() -> None:
         {"precision": "float16"},
         {"seq_len": 0},
         {"stride": 17},
-        {"epochs": -1},
-        {"learning_rate": float("nan")},
+        {"batch_windows": -1},
+        {"adapt": None},
+        {"protocol": "sliding"},
     ],
     ids=str,
 )
 def test_configs_that_cannot_be(change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"{next(iter(change))}="):
+    with pytest.raises(InvalidArgumentError, match=f"{next(iter(change))}"):
         replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "muon"},
+        {"schedule": "linear"},
+        {"epochs": 0},
+        {"learning_rate": float("nan")},
+        {"ema_decay": 1.0},
+        {"momentum": -0.1},
+        {"max_chunks": -1},
+    ],
+    ids=str,
+)
+def test_adapt_tables_that_cannot_be(change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"adapt.{next(iter(change))}="):
+        replace(ADAPT, **change)
+
+
+def test_a_config_survives_json() -> None:
+    table = json.loads(json.dumps(asdict(CONFIG)))
+    assert ScoreConfig.from_table(table) == CONFIG
+    assert ScoreConfig.from_table(asdict(config_of("plain"))) == config_of("plain")
 
 
 def test_plain_blocks_need_no_stride() -> None:

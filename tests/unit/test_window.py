@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
+from flyweight.evaluate.ledger import Ledger  # noqa: E402
+from flyweight.evaluate.scorer import WindowScorer  # noqa: E402
+from flyweight.evaluate.ttt import score_stream  # noqa: E402
 from flyweight.evaluate.window import (  # noqa: E402
     Windows,
     plain_windows,
-    score_windows,
     sliding_windows,
     split_chunks,
     window_batches,
 )
+from flyweight.model.config import ModelConfig  # noqa: E402
+from flyweight.model.transformer import Transformer  # noqa: E402
+from flyweight.train.losses import fastest_operations  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 101).astype(np.int32)
@@ -30,6 +40,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def score_windows(
+    model: Any, tokens: NDArray[Any], windows: Windows, **changes: Any
+) -> NDArray[np.float64]:
+    config = ScoreConfig(seq_len=16, stride=8, **changes)
+    return WindowScorer(model, torch.from_numpy(tokens), config).score(windows)
 
 
 def triples(windows: Windows) -> list[tuple[int, int, int]]:
@@ -88,9 +105,7 @@ def test_scores_equal_a_plain_loop(windows: Windows, batch_windows: int) -> None
             logits = model(torch.from_numpy(TOKENS[None, begin:end]).long())[0].double()
             nats = -torch.log_softmax(logits, dim=-1)
             expected += [float(nats[i - begin, TOKENS[i + 1]]) for i in range(first, end)]
-    got = score_windows(
-        model.train(), torch.from_numpy(TOKENS), windows, batch_windows=batch_windows
-    )
+    got = score_windows(model.train(), TOKENS, windows, batch_windows=batch_windows)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
     assert not model.training
@@ -99,7 +114,7 @@ def test_scores_equal_a_plain_loop(windows: Windows, batch_windows: int) -> None
 def test_bfloat16_stays_close() -> None:
     windows = sliding_windows(100, seq_len=16, stride=8)
     scores = [
-        score_windows(TinyModel(), torch.from_numpy(TOKENS), windows, precision=precision)
+        score_windows(TinyModel(), TOKENS, windows, precision=precision)
         for precision in ("float32", "bfloat16")
     ]
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1
@@ -115,7 +130,120 @@ def test_a_nan_names_its_token() -> None:
     tokens[60] = 7
     windows = sliding_windows(100, seq_len=16, stride=8)
     with pytest.raises(DataError, match="loss is nan at token 61 of the stream"):
-        score_windows(NanAfterSeven(), torch.from_numpy(tokens), windows)
+        score_windows(NanAfterSeven(), tokens, windows)
+
+
+def test_a_nan_names_its_layer() -> None:
+    model, windows = TinyModel(), sliding_windows(100, seq_len=16, stride=8)
+    model.blocks[1].out.register_forward_hook(lambda *call: call[-1].log())
+    with pytest.raises(DataError, match=r"token 1 of .* what layer blocks.1.out gives is not"):
+        score_windows(model, TOKENS, windows)
+    with torch.no_grad():
+        model.blocks[2].mlp[0].bias[3] = torch.inf
+    with pytest.raises(DataError, match=r"weight blocks.2.mlp.0.bias is not finite"):
+        score_windows(model, TOKENS, windows)
+
+
+def real_model(**changes: Any) -> Any:
+    """All that the last block can have, or what changes say."""
+    features: dict[str, Any] = {
+        "num_layers": 4,
+        "rope_dims": 4,
+        "xsa_layers": 2,
+        "value_residual": True,
+        "gated_attention": True,
+        "unet_skips": True,
+        "resid_mix": True,
+        "branch_scales": True,
+        "ve_layers": 2,
+        "ve_dim": 8,
+        "smear_gate": True,
+    }
+    config = ModelConfig(
+        **{
+            "vocab_size": VOCAB,
+            "model_dim": 32,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "mlp_hidden": 48,
+            "seq_len": 16,
+            **features,
+            **changes,
+        }
+    )
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(2)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("proj.weight", "gate_weight")):
+                weight.normal_(std=0.2, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lanes_from": 2},
+        {"recur_first": 1, "recur_last": 3, "recur_passes": 1},
+        {"document_mask": True},
+    ],
+    ids=str,
+)
+def test_the_last_block_runs_for_scored_positions_alone(changes: dict[str, Any]) -> None:
+    model, tokens = real_model(**changes).eval(), torch.from_numpy(TOKENS[:96]).long().view(6, 16)
+    expected = model.hidden(tokens)
+    for tail in (1, 5, 16):
+        found = model.hidden(tokens, tail=tail)
+        torch.testing.assert_close(found, expected[:, -tail:], rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_code_is_compiled_once_and_scores_the_same(tmp_path: Path) -> None:
+    config = ScoreConfig(
+        protocol="score-first",
+        seq_len=16,
+        stride=8,
+        batch_windows=3,
+        chunk_targets=32,
+        adapt=AdaptConfig(learning_rate=1e-2, sequences=2, ema_decay=0.5),
+    )
+    model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
+    found = []
+    for is_compiled in (False, True):
+        path = tmp_path / f"{is_compiled}"
+        with Ledger(path, targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+            found.append(score_stream(model, TOKENS, ledger, replace(config, compile=is_compiled)))
+    assert found[1].recompilations == 0
+    assert found[1].adapted_chunks == 3
+    np.testing.assert_allclose(found[1].nats, found[0].nats, rtol=0, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("protocol", ["sliding", "score-first"])
+def test_on_a_gpu_the_fast_way_scores_the_same(tmp_path: Path, protocol: str) -> None:
+    sizes = {"model_dim": 128, "mlp_hidden": 256, "rope_dims": 16, "seq_len": 256}
+    config = ScoreConfig(
+        protocol=protocol,  # type: ignore[arg-type]
+        seq_len=256,
+        stride=64,
+        chunk_targets=1024,
+        adapt=AdaptConfig(learning_rate=1e-3, sequences=2) if protocol != "sliding" else None,
+    )
+    tokens = np.random.default_rng(1).integers(0, VOCAB, 4100).astype(np.uint16)
+    found = []
+    for is_fast in (False, True):
+        model = real_model(**sizes).cuda()
+        changes: dict[str, Any] = {"compile": is_fast}
+        if is_fast:
+            model.use(fastest_operations(model))
+            changes["precision"] = "bfloat16"
+        with Ledger(tmp_path / f"{is_fast}", targets=4099, binding=bytes(32)) as ledger:
+            found.append(score_stream(model, tokens, ledger, replace(config, **changes)))
+    assert found[1].recompilations == 0
+    assert abs(found[1].nats.mean() - found[0].nats.mean()) < 0.01
+    assert np.abs(found[1].nats - found[0].nats).max() < 0.5
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,22 @@ __all__ = ["command"]
 @click.option(
     "--timeout", default=3600.0, show_default=True, help="Seconds that the script may take."
 )
+@click.option(
+    "--ledgers", type=click.Path(path_type=Path), help="Ledgers to replay: score/ of a RUN folder."
+)
 @json_option
-def command(folder: Path, data: Path | None, budget: int, timeout: float, as_json: bool) -> None:
+def command(
+    folder: Path,
+    data: Path | None,
+    budget: int,
+    timeout: float,
+    ledgers: Path | None,
+    as_json: bool,
+) -> None:
     """Check a submission folder: sizes, round trip, byte accounting. Runs its train_gpt.py."""
-    report = audit_folder(folder, data=data, budget_bytes=budget, timeout_seconds=timeout)
+    report = audit_folder(
+        folder, data=data, budget_bytes=budget, timeout_seconds=timeout, ledgers=ledgers
+    )
     emit(report.to_json(), report.to_markdown(), as_json=as_json)
     if not report.passed:
         raise DataError(f"{folder}: failed {', '.join(report.failed)}")

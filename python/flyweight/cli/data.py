@@ -15,7 +15,8 @@ from flyweight.data.build import build_data
 from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.data.facts import DataInfo, SplitInfo
 from flyweight.data.fetch import VARIANTS, fetch_data
-from flyweight.data.info import Progress, count_shared_documents, load_data_info, verify_data
+from flyweight.data.info import Progress, load_data_info, verify_data
+from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import SHARD_TOKENS
 from flyweight.data.text import HELD_OUT_BYTES, FileCorpus, expand_sources, iter_documents
 from flyweight.data.tokenizer import Tokenizer, import_tokenizer, train_tokenizer
@@ -168,7 +169,9 @@ def info(folder: Path, tokenizer: Path | None, verify: bool, as_json: bool) -> N
     if verify:
         with _progress("verify", " tokens") as progress:
             facts = verify_data(facts, progress=progress)
-            verified["shared_documents"] = count_shared_documents(facts, progress=progress)
+            if facts.train.shards:
+                overlap = overlapping_documents(folder, folder, progress=progress)
+                verified["shared_documents"] = overlap.shared_train
     _report_info(facts, verified, as_json=as_json)
 
 
@@ -199,9 +202,10 @@ def _describe(name: str, split: SplitInfo) -> str:
     def count(value: int | None) -> str:
         return "uncounted" if value is None else f"{value:,}"
 
+    by = " (byte sidecars)" if split.byte_counts else ""
     return (
         f"{name:>5}: {split.tokens:,} tokens, {count(split.documents)} documents, "
-        f"{count(split.scored_bytes)} scored bytes, shard files: {len(split.shards)}"
+        f"{count(split.scored_bytes)} scored bytes{by}, shard files: {len(split.shards)}"
     )
 
 

@@ -22,6 +22,7 @@ VERBS = {
     "run": "Run all stages of a recipe; a second call goes on where the first stopped.",
     "data": "Tokenizers and token shards: make, fetch, check.",
     "train": "Stage 1 of a run: train the model of a recipe.",
+    "contaminate": "Off in every recipe: train on the validation text too, and say so everywhere.",
     "hessian": "Stage 2 of a run: collect a Hessian per matrix.",
     "quantize": "Stage 3 of a run: weights to codes and scales.",
     "code": "Stage 4 of a run: codes to the smallest .fly file.",
@@ -36,7 +37,7 @@ VERBS = {
     "recipe": "List the recipes, or show one resolved.",
     "doctor": "What is installed, which kernels are live, what is missing.",
 }
-STAGE_VERBS = ("train", "hessian", "quantize", "code", "score", "bundle")
+STAGE_VERBS = ("train", "contaminate", "hessian", "quantize", "code", "score", "bundle")
 
 
 class _Verbs(click.Group):

@@ -14,7 +14,7 @@ from flyweight.recipes.load import load_recipe
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, run_stages
 
-__all__ = ["SECONDS", "SEED", "STEPS", "command", "load_for_run"]
+__all__ = ["DEADLINE", "SECONDS", "SEED", "STEPS", "command", "load_for_run"]
 
 
 class _Seconds(click.FloatRange):
@@ -32,6 +32,7 @@ class _Seconds(click.FloatRange):
 SEED = click.IntRange(min=0, max=(1 << 63) - 1)
 STEPS = click.IntRange(min=1)
 SECONDS = _Seconds(min=0, min_open=True)
+DEADLINE = _Seconds(min=0)
 
 
 def load_for_run(name: str, data: Path | None) -> Recipe:
@@ -50,6 +51,7 @@ def load_for_run(name: str, data: Path | None) -> Recipe:
 @click.option("--steps", type=STEPS, help="Training steps, instead of the recipe's budget.")
 @click.option("--seed", type=SEED, help="Instead of the recipe's seed.")
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="Last stage to run.")
+@click.option("--deadline", type=DEADLINE, help="Seconds that each score may take.")
 @json_option
 def command(
     recipe: str,
@@ -59,6 +61,7 @@ def command(
     steps: int | None,
     seed: int | None,
     until: str,
+    deadline: float | None,
     as_json: bool,
 ) -> None:
     """Run the stages of a recipe; a second call goes on where the first one stopped."""
@@ -69,6 +72,7 @@ def command(
         seed=seed,
         max_steps=steps,
         max_seconds=max_seconds,
+        deadline=deadline,
         stages=STAGES[: STAGES.index(until) + 1],
         report=note,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from flyweight.cli.output import emit, json_option, note
-from flyweight.cli.run import SECONDS, SEED, STEPS, load_for_run
+from flyweight.cli.run import DEADLINE, SECONDS, SEED, STEPS, load_for_run
 from flyweight.cli.summary import run_facts, run_text
 from flyweight.stages import run_stages
 
@@ -15,12 +16,25 @@ __all__ = ["stage_command"]
 
 PURPOSES = {
     "train": "Train the model of a recipe; goes on from its last checkpoint.",
+    "contaminate": "Train on the validation text, where a recipe enables it: no score is legal.",
     "hessian": "Collect a Hessian per weight matrix from training tokens.",
     "quantize": "Turn weights into codes and scales by GPTQ.",
     "code": "Code every tensor by the smallest codec into model.fly.",
     "score": "Score float model and artifact in bits per byte, each with a ledger.",
     "bundle": "Write the submission folder.",
 }
+
+
+def _deadline_option(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``--deadline`` for the stage that has one."""
+    if stage != "score":
+        return lambda function: function
+    return click.option(
+        "--deadline",
+        type=DEADLINE,
+        help="Seconds that each protocol may take; then it goes on without training, then in plain "
+        "blocks, so that every target is scored.",
+    )
 
 
 def stage_command(stage: str) -> click.Command:
@@ -37,6 +51,7 @@ def stage_command(stage: str) -> click.Command:
     @click.option("--max-seconds", type=SECONDS, help="Training clock, if it was given to train.")
     @click.option("--steps", type=STEPS, help="Training steps, if they were given to train.")
     @click.option("--seed", type=SEED, help="Seed, if it was given to train.")
+    @_deadline_option(stage)
     @json_option
     def command(
         recipe: str,
@@ -46,6 +61,7 @@ def stage_command(stage: str) -> click.Command:
         steps: int | None,
         seed: int | None,
         as_json: bool,
+        deadline: float | None = None,
     ) -> None:
         run = run_stages(
             load_for_run(recipe, data),
@@ -54,6 +70,7 @@ def stage_command(stage: str) -> click.Command:
             seed=seed,
             max_steps=steps,
             max_seconds=max_seconds,
+            deadline=deadline,
             stages=[stage],
             report=note,
         )

@@ -7,8 +7,15 @@ from typing import Any
 from flyweight.cli.output import table
 from flyweight.errors import DataError
 from flyweight.stages import STAGES, Run
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["check_audit", "run_facts", "run_text"]
+
+
+_SCORE_FACTS = (
+    *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
+    *("phases", "recompilations", "deadline"),
+)
 
 
 def run_facts(run: Run) -> dict[str, Any]:
@@ -18,6 +25,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "out": str(run.folder),
         "recipe": run.recipe.name,
         "seed": run.seed,
+        "contaminated": run.recipe.is_contaminated,
         "stages": [name for name in STAGES if name in stages],
         "seconds": {name: stages[name]["seconds"] for name in STAGES if name in stages},
     }
@@ -27,7 +35,13 @@ def run_facts(run: Run) -> dict[str, Any]:
         code = stages["code"]["facts"]
         facts["bytes"] = {"model": code["model_bytes"], "by_class": code["by_class"]}
     if "score" in stages:
-        facts["bpb"] = stages["score"]["facts"]["bpb"]
+        score = stages["score"]["facts"]
+        for column in ("bpb", "contaminated_bpb"):  # never one for both
+            facts[column] = score.get(column)
+        facts["scores"] = [
+            {"name": name, **{key: result[key] for key in _SCORE_FACTS}}
+            for name, result in score["results"].items()
+        ]
     if "bundle" in stages:
         bundle = stages["bundle"]["facts"]
         facts["bytes"] |= {"code": bundle["code_bytes"], "total": bundle["total_bytes"]}
@@ -51,7 +65,8 @@ def run_text(run: Run) -> str:
         table(("stage", "seconds"), [(n, stages[n]["seconds"]) for n in STAGES if n in stages])
     ]
     if "score" in stages:
-        blocks.append(_bpb_table(stages["score"]["facts"]["results"]))
+        results = stages["score"]["facts"]["results"]
+        blocks.append(_bpb_table(results, contaminated=run.recipe.is_contaminated))
     if "code" in stages:
         blocks.append(_bytes_table(run_facts(run)["bytes"], run.recipe.budget_bytes))
     if "audit" in stages:
@@ -62,7 +77,7 @@ def run_text(run: Run) -> str:
     return "\n\n".join(blocks)
 
 
-def _bpb_table(results: dict[str, dict[str, Any]]) -> str:
+def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str:
     names = {
         "float": "float weights, plain blocks",
         "quantized": "artifact, plain blocks",
@@ -80,7 +95,8 @@ def _bpb_table(results: dict[str, dict[str, Any]]) -> str:
         )
         for name, r in results.items()
     ]
-    return table(("scored", "bits per byte", "bits", "/ bytes", "targets", "seconds"), rows)
+    column = f"bits per byte ({CONTAMINATED})" if contaminated else "bits per byte"
+    return table(("scored", column, "bits", "/ bytes", "targets", "seconds"), rows)
 
 
 def _bytes_table(sizes: dict[str, Any], budget: int) -> str:

@@ -3,11 +3,14 @@
 The tokenizer fixes three facts about each token id: its own bytes, whether a space precedes it, and
 whether it is a boundary (control, unknown, unused) after which no space is written. A submission
 ships them as one small integer per id, and so needs no tokenizer to be scored.
+
+Where the text was transformed before it was tokenized, the same id stands for more or fewer bytes
+of the original in one place than in another. Then a count per token, a sidecar, replaces the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["ByteTable", "count_bytes"]
+__all__ = ["ByteSidecar", "ByteTable", "count_bytes"]
 
 
 def count_bytes(
@@ -129,6 +132,25 @@ class ByteTable:
             last = stream[-1:]
         return total
 
+    @classmethod
+    def from_token_bytes(cls, pieces: Sequence[bytes | None]) -> ByteTable:
+        """The table of a tokenizer whose tokens are plain bytes, as those of tiktoken are.
+
+        Parameters
+        ----------
+        pieces : raw bytes of each id, its space included; None for control tokens
+
+        Notes
+        -----
+        Decoding a token and encoding the text again counts three bytes for each that is no UTF-8 by
+        itself (openai/parameter-golf PR #1289: 4.13 % too many), so text never enters here.
+        """
+        return cls(
+            base=np.array([len(piece or b"") for piece in pieces]),
+            has_space=np.zeros(len(pieces), dtype=np.bool_),
+            is_boundary=np.array([piece is None for piece in pieces]),
+        )
+
     def to_codes(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """One integer per id: 0 for a boundary, else ``1 + 2 * base + has_space``.
 
@@ -156,3 +178,44 @@ class ByteTable:
         """The table that `to_codes` wrote, from ``(vocab,)`` uint8 or uint16."""
         facts = np.maximum(codes.astype(np.int64), 1) - 1
         return cls(base=facts >> 1, has_space=facts & 1 == 1, is_boundary=codes == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ByteSidecar:
+    """Bytes of original text of each token of one stream, for text that was transformed.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The counts are not one-dimensional integers of 0 or more.
+
+    References
+    ----------
+    openai/parameter-golf PR #1729: ``fineweb_val_bytes_*.bin``.
+    """
+
+    counts: NDArray[Any]
+    """``(tokens,)`` uint8 or uint16."""
+
+    def __post_init__(self) -> None:
+        kind = self.counts.dtype.kind
+        if self.counts.ndim != 1 or kind not in "ui" or (self.counts < 0).any():
+            raise InvalidArgumentError(
+                "byte sidecar: expected (tokens,) integers of 0 or more, got "
+                f"{self.counts.shape} {self.counts.dtype}"
+            )
+
+    def total(self, chunks: Iterable[NDArray[Any]]) -> int:
+        """Bytes of all targets of the stream, given in chunks as to `ByteTable.total`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The stream is not as long as the sidecar.
+        """
+        tokens = sum(chunk.size for chunk in chunks)
+        if tokens != self.counts.size:
+            raise InvalidArgumentError(
+                f"byte sidecar: {self.counts.size} counts for {tokens} tokens, expected one each"
+            )
+        return int(self.counts[1:].sum(dtype=np.int64))

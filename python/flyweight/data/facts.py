@@ -49,6 +49,9 @@ class SplitInfo:
     text_bytes: int | None
     """UTF-8 bytes of the source documents, before the tokenizer normalised them."""
     shards: tuple[ShardInfo, ...]
+    byte_counts: tuple[ShardInfo, ...] = ()
+    """Sidecars that count the bytes of each token, one for each shard, where there are any; then
+    they and not the tokenizer say what ``scored_bytes`` is."""
 
     @property
     def scored_targets(self) -> int:
@@ -133,6 +136,7 @@ def _split_to_json(split: SplitInfo) -> dict[str, Any]:
 
 def _split_from_json(facts: dict[str, Any]) -> SplitInfo:
     shards = tuple(_shard_from_json(shard) for shard in _typed(facts, "shards", list))
+    sidecars = [_shard_from_json(each) for each in facts.get("byte_counts", [])]
     if sum(shard.tokens for shard in shards) != facts["tokens"]:
         raise ValueError(f"the shards do not add up to {facts['tokens']!r} tokens")
     return SplitInfo(
@@ -141,12 +145,13 @@ def _split_from_json(facts: dict[str, Any]) -> SplitInfo:
         scored_bytes=_typed(facts, "scored_bytes", int, type(None)),
         text_bytes=_typed(facts, "text_bytes", int, type(None)),
         shards=shards,
+        byte_counts=tuple(sidecars),
     )
 
 
 def _shard_from_json(facts: dict[str, Any]) -> ShardInfo:
     name = _typed(facts, "name", str)
-    if not re.fullmatch(r"fineweb_(train|val)_[0-9]{6}\.bin", name):
+    if not re.fullmatch(r"fineweb_(train|val|val_bytes)_[0-9]{6}\.bin", name):
         raise ValueError(f"{name!r} is not the name of a shard")
     return ShardInfo(
         name=name,

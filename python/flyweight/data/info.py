@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from hashlib import file_digest, sha256
+from hashlib import file_digest
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from flyweight.data.byte_counts import ByteTable
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import (
     DATA_FILE,
     TOKENIZER_FILE,
@@ -30,13 +31,13 @@ from flyweight.data.shards import (
     list_shards,
     read_shard,
 )
+from flyweight.data.sidecar import check_sidecars, describe_sidecars, read_sidecar
 from flyweight.data.tokenizer import Tokenizer
 from flyweight.errors import DataError
 
 __all__ = [
     "Progress",
     "check_ids",
-    "count_shared_documents",
     "load_data_info",
     "scan_split",
     "verify_data",
@@ -45,6 +46,9 @@ __all__ = [
 Progress: TypeAlias = Callable[[int], None]
 
 _EDGE_TOKENS = 1 << 16
+_BATCH_DOCUMENTS = 1024
+_REENCODED_DOCUMENTS = 32
+_REENCODED_SHARE = 0.9
 
 
 def load_data_info(
@@ -66,8 +70,8 @@ def load_data_info(
     ------
     DataError
         A file is missing, surplus, of another size than stated or of a wrong format, an id at
-        the edges of a shard is outside the vocabulary, or the tokenizer is not the one that made
-        the shards.
+        the edges of a shard is outside the vocabulary, the tokenizer is not the one that made
+        the shards, or byte sidecars are not of the validation shards.
     """
     folder = Path(folder)
     if (folder / UNFINISHED_FILE).exists():
@@ -86,11 +90,15 @@ def load_data_info(
         )
     _check_edges(folder, "train", info.train.shards, info.vocab_size)
     _check_edges(folder, "val", info.val.shards, info.vocab_size)
+    check_sidecars(folder, info.val.shards, info.val.byte_counts)
     return info
 
 
 def verify_data(info: DataInfo, *, progress: Progress | None = None) -> DataInfo:
     """Read every token and prove the facts: hashes, ids and counts.
+
+    Without sidecars the validation documents are decoded too, and the bytes of their text must be
+    those that the tokenizer's table counts.
 
     Parameters
     ----------
@@ -106,42 +114,31 @@ def verify_data(info: DataInfo, *, progress: Progress | None = None) -> DataInfo
     DataError
         A fact is wrong; the message names the file or the split.
     """
-    table = Tokenizer(info.tokenizer_path).byte_table
-    train = _verify_split(info.folder, "train", info.train, table, progress)
-    val = _verify_split(info.folder, "val", info.val, table, progress)
+    tokenizer = Tokenizer(info.tokenizer_path)
+    train = _verify_split(info.folder, "train", info.train, tokenizer.byte_table, progress)
+    val = _verify_split(info.folder, "val", info.val, tokenizer.byte_table, progress)
+    if not val.byte_counts:
+        _check_decoded(info.folder, val, tokenizer)
     return replace(info, train=train, val=val)
-
-
-def count_shared_documents(info: DataInfo, *, progress: Progress | None = None) -> int:
-    """Training documents that, token for token, are validation documents too.
-
-    `build_data` leaves none; published web text can have a few by its nature.
-
-    Parameters
-    ----------
-    info : from `load_data_info`
-    progress : told the number of tokens read since it was last told
-    """
-
-    def digests(split: SplitInfo) -> Iterator[bytes]:
-        chunks = iter_chunks(info.folder / shard.name for shard in split.shards)
-        for document in iter_token_documents(chunks):
-            if progress is not None:
-                progress(document.size)
-            yield sha256(document.tobytes()).digest()
-
-    val = set(digests(info.val))
-    return sum(digest in val for digest in digests(info.train))
 
 
 def scan_split(
     paths: Iterable[Path],
     table: ByteTable,
     *,
+    sidecar: ByteSidecar | None = None,
     text_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> SplitInfo:
     """Count what the shards of a split hold, reading all of them.
+
+    Parameters
+    ----------
+    paths : the shards, in order
+    table : of the tokenizer that made them
+    sidecar : what counts bytes instead of the table
+    text_bytes : of the source documents, where that is known
+    progress : told the number of tokens read since it was last told
 
     Raises
     ------
@@ -164,7 +161,7 @@ def scan_split(
                 if progress is not None:
                     progress(chunk.size)
 
-    scored_bytes = table.total(checked())
+    scored_bytes = (table if sidecar is None else sidecar).total(checked())
     return SplitInfo(
         documents=documents,
         tokens=sum(shard.tokens for shard in shards),
@@ -182,6 +179,8 @@ def _describe_published(folder: Path, tokenizer: str | os.PathLike[str] | None) 
         for path in _shards_or_none(folder, "train")
     )
     _check_edges(folder, "train", train, found.vocab_size)
+    _check_reencoding(folder, val, found)
+    scanned = _scan_validation(folder, val, found.byte_table)
     return DataInfo(
         folder=folder,
         tokenizer_path=found.path,
@@ -195,8 +194,38 @@ def _describe_published(folder: Path, tokenizer: str | os.PathLike[str] | None) 
             text_bytes=None,
             shards=train,
         ),
-        val=scan_split(val, found.byte_table),
+        val=scanned,
     )
+
+
+def _check_reencoding(folder: Path, paths: list[Path], tokenizer: Tokenizer) -> None:
+    """Nothing says which tokenizer made the shards; the right one gives their ids again.
+
+    Another one of as many ids decodes them to other text without complaint, and counts its bytes.
+    """
+    tokens = read_shard(paths[0])
+    edge = tokens[:_EDGE_TOKENS]
+    check_ids(paths[0], edge, tokenizer.vocab_size)
+    documents = list(islice(iter_token_documents([edge]), _REENCODED_DOCUMENTS))
+    if edge.size < tokens.size and len(documents) < _REENCODED_DOCUMENTS:
+        documents.pop()  # cut by the edge
+    again = tokenizer.encode(tokenizer.decode(documents))
+    same = sum(np.array_equal(a, b) for a, b in zip(documents, again, strict=True))
+    if same < _REENCODED_SHARE * len(documents):
+        raise DataError(
+            f"{tokenizer.path}: tokenizer does not match the shards: of the first "
+            f"{len(documents)} documents of {paths[0]} it encodes {same} to the same ids, expected "
+            "nearly all; name the tokenizer that made them"
+        )
+
+
+def _scan_validation(folder: Path, paths: list[Path], table: ByteTable) -> SplitInfo:
+    shards = [
+        ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=None) for path in paths
+    ]
+    sidecars = describe_sidecars(folder, shards)
+    sidecar = read_sidecar(folder, shards) if sidecars else None
+    return replace(scan_split(paths, table, sidecar=sidecar), byte_counts=sidecars)
 
 
 def _published_tokenizer(folder: Path) -> Path:
@@ -250,8 +279,13 @@ def _verify_split(
     folder: Path, split: Split, stated: SplitInfo, table: ByteTable, progress: Progress | None
 ) -> SplitInfo:
     paths = [folder / shard.name for shard in stated.shards]
-    found = scan_split(paths, table, text_bytes=stated.text_bytes, progress=progress)
-    for before, after in zip(stated.shards, found.shards, strict=True):
+    sidecar = read_sidecar(folder, stated.shards) if stated.byte_counts else None
+    found = scan_split(
+        paths, table, sidecar=sidecar, text_bytes=stated.text_bytes, progress=progress
+    )
+    found = replace(found, byte_counts=describe_sidecars(folder, found.shards) if sidecar else ())
+    before_all, after_all = (each.shards + each.byte_counts for each in (stated, found))
+    for before, after in zip(before_all, after_all, strict=True):
         if before.sha256 not in (None, after.sha256):
             raise DataError(
                 f"{folder / before.name}: sha256 {after.sha256}, expected {before.sha256}; "
@@ -265,3 +299,11 @@ def _verify_split(
                 "build the data again"
             )
     return found
+
+
+def _check_decoded(folder: Path, val: SplitInfo, tokenizer: Tokenizer) -> None:
+    """Prove that the table counts the bytes of the decoded text, document by document."""
+    paths = [folder / shard.name for shard in val.shards]
+    documents = (d for d in iter_token_documents(iter_chunks(paths)) if d[0] == BOS_ID)
+    while batch := list(islice(documents, _BATCH_DOCUMENTS)):
+        tokenizer.document_bytes(batch, threads=os.cpu_count() or 1)

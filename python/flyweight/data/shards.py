@@ -26,6 +26,7 @@ __all__ = [
     "iter_chunks",
     "iter_token_documents",
     "list_shards",
+    "list_sidecars",
     "read_shard",
     "shard_name",
     "write_shard",
@@ -112,17 +113,31 @@ def list_shards(folder: str | os.PathLike[str], split: Split) -> list[Path]:
     DataError
         The folder is missing or has no shard of that split.
     """
-    pattern = re.compile(rf"fineweb_{split}_[0-9]{{6}}\.bin")
-    try:
-        paths = sorted(p for p in Path(folder).iterdir() if pattern.fullmatch(p.name))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot list the data folder: {error.strerror}") from error
+    paths = _list_matching(folder, rf"fineweb_{split}_[0-9]{{6}}\.bin")
     if not paths:
         raise DataError(
             f"{folder}: no {shard_name(split, 0)} or further {split} shards here; make them with "
             "`flyweight data build` or get them with `flyweight data fetch`"
         )
     return paths
+
+
+def list_sidecars(folder: str | os.PathLike[str]) -> list[Path]:
+    """Byte counts of validation shards in the order of these; see `flyweight.data.sidecar`.
+
+    Raises
+    ------
+    DataError
+        The folder is missing.
+    """
+    return _list_matching(folder, r"fineweb_val_bytes_[0-9]{6}\.bin")
+
+
+def _list_matching(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
+    try:
+        return sorted(p for p in Path(folder).iterdir() if re.fullmatch(pattern, p.name))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list the data folder: {error.strerror}") from error
 
 
 def iter_chunks(paths: Iterable[Path]) -> Iterator[Tokens]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flyweight.data.byte_counts import ByteTable
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.errors import InvalidArgumentError
 
 __all__ = ["Score", "score_targets"]
@@ -65,19 +65,22 @@ class Score:
         )
 
 
-def score_targets(nats: NDArray[np.float64], tokens: NDArray[Any], table: ByteTable) -> Score:
+def score_targets(
+    nats: NDArray[np.float64], tokens: NDArray[Any], counter: ByteTable | ByteSidecar
+) -> Score:
     """Score of a whole stream from its final entries, one per target.
 
     Parameters
     ----------
     nats : (n,) float64, ``-ln p`` of ``tokens[1:]``
     tokens : (n + 1,) integers, the stream; its first token is context only
-    table : bytes of each token id
+    counter : bytes of each token id, or of each token of the stream
 
     Raises
     ------
     InvalidArgumentError
-        Lengths that do not match, a target without a finite score, an id outside of the table.
+        Lengths that do not match, a target without a finite score, an id outside of the table, a
+        sidecar of another stream.
     """
     if nats.size != tokens.size - 1:
         raise InvalidArgumentError(
@@ -89,4 +92,4 @@ def score_targets(nats: NDArray[np.float64], tokens: NDArray[Any], table: ByteTa
         )
     exact = np.ascontiguousarray(nats, dtype=np.float64)
     chunks = np.array_split(tokens, 1 + tokens.size // (1 << 20))
-    return Score(nats=math.fsum(exact.data), targets=nats.size, text_bytes=table.total(chunks))
+    return Score(nats=math.fsum(exact.data), targets=nats.size, text_bytes=counter.total(chunks))

@@ -301,6 +301,10 @@ class Ledger:
             )
         return nats
 
+    def entries(self) -> NDArray[np.float64]:
+        """A copy of what is entered, ``(targets,)`` float64, NaN where there is no score yet."""
+        return self._nats.copy()
+
     @property
     def scored(self) -> int:
         """Targets that have their final score."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,57 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import DataInfo
 from flyweight.data.shards import list_shards, read_shard
-from flyweight.data.tokenizer import Tokenizer
-from flyweight.errors import DataError
+from flyweight.data.sidecar import validation_counter
+from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.engine import ScoredChunk
 from flyweight.evaluate.ledger import Ledger, ledger_binding
-from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
+from flyweight.evaluate.stream import StreamResult, score_binding
+from flyweight.evaluate.ttt import score_stream
+from flyweight.train.config import CONTAMINATED
 
-__all__ = ["read_validation", "score_data"]
+__all__ = ["check_totals", "read_validation", "score_data"]
 
 
 def read_validation(data: DataInfo) -> NDArray[np.uint16]:
     """All validation tokens of a data folder, shards joined, ``(tokens,)`` uint16."""
     return np.concatenate([read_shard(path) for path in list_shards(data.folder, "val")])
+
+
+def check_totals(
+    data: DataInfo, tokens: NDArray[np.uint16], counter: ByteTable | ByteSidecar
+) -> None:
+    """Count targets and bytes and hold them to the stored facts, before anything is scored.
+
+    Parameters
+    ----------
+    data : the facts
+    tokens : (tokens,) uint16, the validation stream
+    counter : from :func:`~flyweight.data.sidecar.validation_counter`
+
+    Raises
+    ------
+    DataError
+        A total is another one, or a token is not in the tokenizer's vocabulary.
+    """
+    try:
+        text_bytes = counter.total(np.array_split(tokens, 1 + tokens.size // (1 << 20)))
+    except InvalidArgumentError as error:
+        raise DataError(
+            f"{data.folder}: tokenizer or sidecar and shards do not match: {error}"
+        ) from error
+    counted = {"scored_targets": tokens.size - 1, "scored_bytes": text_bytes}
+    for name, found in counted.items():
+        if getattr(data.val, name) not in (None, found):
+            raise DataError(
+                f"{data.folder}: val {name} is {found}, data.json says {getattr(data.val, name)}; "
+                "the shards, sidecars or the tokenizer were changed"
+            )
 
 
 def score_data(
@@ -37,6 +75,9 @@ def score_data(
     name: str,
     model_sha256: str,
     folder: Path,
+    contaminated: bool = False,
+    deadline: float | None = None,
+    peers: Together | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Score every validation target once and say what it came to.
@@ -50,46 +91,51 @@ def score_data(
         text is continued, any other is begun anew
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
+    contaminated : the model was trained on this text; the result then says so
+    deadline : seconds that scoring may take, compilation apart; None is no end
+    peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
 
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds`` (of this life only if ``was_resumed``), ``chain`` of the ledger, the ``config``, and
-    a line of ``text``
+    ``seconds`` (of this life only if ``was_resumed``, ``phases`` too), ``coverage``, how many
+    ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
+    ``chain`` of the ledger, the ``config``, and a line of ``text``
 
     Raises
     ------
     DataError
-        The byte count differs from the stored fact of the data, or a token has no finite score.
+        Targets or bytes differ from the stored facts of the data, which is seen before the model
+        runs; or a token has no finite score.
     """
     tokens = read_validation(data)
-    table = Tokenizer(data.tokenizer_path).byte_table
-    folder.mkdir(parents=True, exist_ok=True)
+    counter = validation_counter(data)
+    check_totals(data, tokens, counter)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
-    path = folder / f"{name}.ledger"
-    if path.exists() and ledger_binding(path) != binding:
-        path.unlink()  # without a score, or of another model, config or text: nothing to continue
+    shows = show_progress and (peers is None or peers.world.is_first)
+    label = f"{CONTAMINATED}: " if contaminated else ""
     started = time.perf_counter()
     with (
-        Ledger(path, targets=tokens.size - 1, binding=binding) as ledger,
-        tqdm(total=tokens.size - 1, desc=name, unit="tok", disable=not show_progress) as bar,
+        _open_ledger(folder / f"{name}.ledger", tokens.size - 1, binding, peers) as ledger,
+        tqdm(total=tokens.size - 1, desc=label + name, unit="tok", disable=not shows) as bar,
     ):
 
         def advance(chunk: ScoredChunk) -> None:
             bar.update(chunk.stop - chunk.start)
             bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
 
-        result = score_stream(model, tokens, ledger, config, progress=advance)
-    seconds = time.perf_counter() - started
-    score = score_targets(result.nats, tokens, table)
-    if data.val.scored_bytes not in (None, score.text_bytes):
-        raise DataError(
-            f"{data.folder}: targets stand for {score.text_bytes} bytes, data.json says "
-            f"{data.val.scored_bytes}; the shards or the tokenizer were changed"
+        result = score_stream(
+            model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
         )
+        coverage = ledger.scored / ledger.targets
+        if peers is not None:
+            check_agreement(ledger, peers.world)
+    seconds = time.perf_counter() - started
+    score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
+        "contaminated": contaminated,
         "bpb": score.bpb,
         "bits": score.bits,
         "nats": score.nats,
@@ -98,7 +144,39 @@ def score_data(
         "nats_per_token": score.nats_per_token,
         "seconds": seconds,
         "was_resumed": result.recorded_chunks > 0,
+        "processes": 1 if peers is None else peers.world.size,
         "chain": result.chain,
-        "config": asdict(config),
-        "text": str(score),
+        "config": json.loads(json.dumps(asdict(config))),
+        "coverage": coverage,
+        "chunks": result.new_chunks + result.recorded_chunks,
+        "adapted_chunks": result.adapted_chunks,
+        "plain_chunks": result.plain_chunks,
+        "phases": result.seconds,
+        "recompilations": result.recompilations,
+        "deadline": deadline,
+        "text": f"{label}{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}",
     }
+
+
+def _fallback_text(result: StreamResult, deadline: float | None) -> str:
+    """What the deadline cost, for people."""
+    if deadline is None:
+        return ""
+    chunks = result.new_chunks + result.recorded_chunks
+    return (
+        f", deadline {deadline:g} s: {result.adapted_chunks} of {chunks} chunks adapted to, "
+        f"{result.plain_chunks} scored in plain blocks"
+    )
+
+
+def _open_ledger(
+    path: Path, targets: int, binding: bytes, peers: Together | None
+) -> AbstractContextManager[Ledger]:
+    """The ledger of this model, config and text; one of anything else is begun anew."""
+    if peers is None or peers.world.is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and ledger_binding(path) != binding:
+            path.unlink()
+    if peers is None:
+        return Ledger(path, targets=targets, binding=binding)
+    return open_shared_ledger(path, targets=targets, binding=binding, world=peers.world)

@@ -1,10 +1,8 @@
-"""Windows over a token stream: which targets each one scores, and the scores themselves.
+"""Windows over a token stream: which targets each one scores.
 
 Target ``i`` is token ``i + 1``, predicted from the tokens up to ``i``. A window reads the tokens
 ``begin .. end - 1`` and scores the targets ``first .. end - 1``; plans are pure functions of sizes,
 and in each of them every target belongs to exactly one window, the ragged tail included.
-
-Shapes: B windows of a batch, L tokens of a window, S targets scored by it, V vocabulary, T tokens.
 """
 
 from __future__ import annotations
@@ -14,18 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.errors import InvalidArgumentError
 
 __all__ = [
     "Windows",
-    "autocast",
     "plain_windows",
-    "score_windows",
     "sliding_windows",
     "split_chunks",
     "window_batches",
@@ -59,14 +52,20 @@ class Windows:
         """One past the last target of the run."""
         return int(self.end[-1])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a model reads in all of them."""
+        return int((self.end - self.begin).sum())
 
-def plain_windows(targets: int, *, seq_len: int) -> Windows:
+
+def plain_windows(targets: int, *, seq_len: int, start: int = 0) -> Windows:
     """Blocks without overlap; the last one is shorter when ``seq_len`` does not divide.
 
     Parameters
     ----------
     targets : targets of the stream, one less than its tokens
     seq_len : tokens of a window
+    start : first target of the blocks
 
     Raises
     ------
@@ -74,7 +73,7 @@ def plain_windows(targets: int, *, seq_len: int) -> Windows:
         A size below 1.
     """
     _check_plan(targets, seq_len, seq_len)
-    first = np.arange(0, targets, seq_len, dtype=np.int64)
+    first = np.arange(start, targets, seq_len, dtype=np.int64)
     return Windows(begin=first, first=first, end=np.minimum(first + seq_len, targets))
 
 
@@ -130,68 +129,3 @@ def window_batches(windows: Windows, *, batch_windows: int) -> Iterator[Windows]
     for a, b in pairwise([0, *cuts.tolist(), len(windows)]):
         for start in range(a, b, batch_windows):
             yield windows[start : min(start + batch_windows, b)]
-
-
-def score_windows(
-    model: nn.Module,
-    tokens_T: Tensor,
-    windows: Windows,
-    *,
-    batch_windows: int = 16,
-    precision: str = "float32",
-) -> NDArray[np.float64]:
-    """Negative log-probability of every target of the windows, in the order of the stream.
-
-    Parameters
-    ----------
-    model : maps tokens (B, L) int64 to logits (B, L, V); put into evaluation mode
-    tokens_T : (T,) integers on the model's device, the whole stream
-    windows : from `plain_windows` or `sliding_windows`, or a part of it
-    batch_windows : windows in one forward pass
-    precision : of the matrix products, ``float32`` or ``bfloat16``
-
-    Returns
-    -------
-    (windows.stop - windows.start,) float64, nats, computed in float32 over the full vocabulary
-
-    Raises
-    ------
-    DataError
-        The model gives NaN or infinity for a target; the message names the token.
-
-    Notes
-    -----
-    A target's score depends on the tokens of its own window only. The size of the batch may change
-    it by float rounding: less than 1e-4 nats in float32.
-    """
-    model.eval()
-    parts = []
-    with torch.inference_mode(), autocast(tokens_T.device, precision):
-        for batch in window_batches(windows, batch_windows=batch_windows):
-            parts.append(_score_batch(model, tokens_T, batch))
-        nats = torch.cat(parts).cpu().numpy().astype(np.float64)
-    if not np.isfinite(nats).all():
-        bad = int(np.argmin(np.isfinite(nats)))
-        raise DataError(
-            f"the model's loss is {nats[bad]} at token {windows.start + bad + 1} of the stream, "
-            "expected a finite number: check the weights for NaN"
-        )
-    return nats
-
-
-def _score_batch(model: nn.Module, tokens_T: Tensor, batch: Windows) -> Tensor:
-    length = int(batch.end[0] - batch.begin[0])
-    scored = int(batch.end[0] - batch.first[0])
-    begin_B = torch.from_numpy(batch.begin).to(tokens_T.device)
-    offsets_L = torch.arange(length + 1, device=tokens_T.device)
-    rows_BL = tokens_T[begin_B[:, None] + offsets_L].long()
-    logits_BSV = model(rows_BL[:, :-1])[:, -scored:]
-    targets_BS = rows_BL[:, -scored:]
-    return functional.cross_entropy(
-        logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none"
-    )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in bfloat16 where ``precision`` says so, else as the weights are."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -147,7 +147,8 @@ def attend(
     Parameters
     ----------
     q_BHTK, k_BGSK, v_BGSK : queries, keys, values of one dtype
-    is_causal : position t sees keys 0 to t; False sees all S keys
+    is_causal : position t sees keys 0 to t, where fewer queries than keys stand at the end of them;
+        False sees all S keys
     documents : from `document_mask`, which is causal itself; it takes the place of ``is_causal``
 
     Returns
@@ -160,6 +161,9 @@ def attend(
         As `live_kernel`.
     """
     kernel = live_kernel(q_BHTK.device.type, q_BHTK.dtype)
+    if q_BHTK.shape[2] < k_BGSK.shape[2] and (is_causal or documents is not None):
+        mask = _tail_mask(q_BHTK.shape[2], k_BGSK.shape[2], documents, q_BHTK.device)
+        return _masked(q_BHTK, k_BGSK, v_BGSK, mask)
     is_grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
     if kernel == "flex" and documents is None and is_causal:
         documents = _block_mask(torch.zeros_like(q_BHTK[:, 0, :, 0], dtype=torch.int64))
@@ -183,6 +187,21 @@ def attend(
         return nn.functional.scaled_dot_product_attention(
             q_BHTK, k_BGSK, v_BGSK, is_causal=is_causal, enable_gqa=is_grouped
         )
+
+
+def _tail_mask(
+    queries: int, keys: int, documents: Documents | None, device: torch.device
+) -> Tensor:
+    """Which keys the last queries see, (1 or B, 1, queries, keys) bool."""
+    if isinstance(documents, Tensor):
+        return documents[:, :, -queries:]
+    rows_T1 = torch.arange(keys - queries, keys, device=device)[:, None]
+    columns_S = torch.arange(keys, device=device)
+    if documents is None:
+        return (columns_S <= rows_T1)[None, None]
+    first_B = torch.arange(documents.shape[0], device=device)[:, None, None]
+    sees_BTS: Tensor = documents.mask_mod(first_B, torch.zeros_like(first_B), rows_T1, columns_S)
+    return sees_BTS[:, None]
 
 
 def _masked(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) -> Tensor:

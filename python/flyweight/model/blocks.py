@@ -154,6 +154,7 @@ class Attention(nn.Module):
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
+        tail: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Output (B, T, D), and values (B, T, C) before they are mixed with those of ``first_BTC``.
 
@@ -162,6 +163,7 @@ class Attention(nn.Module):
         scale_D : of the output
         first_BTC : values that the first block gave, None in that block itself
         value_BTC : value embeddings
+        tail : outputs of that many last positions alone; 0 is all
         """
         weight, bias = self.gate_weight, self.gate_bias
         gate = None if weight is None or bias is None else (weight, bias)
@@ -174,6 +176,10 @@ class Attention(nn.Module):
         q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if extend is not None:
             k_BGSK, v_BGSK = extend(k_BGSK, v_BGSK)
+        if tail:
+            q_BHTK = q_BHTK[:, :, -tail:]
+            v_BTGK = v_BTGK[:, -tail:]
+            gate_BTH = None if gate_BTH is None else gate_BTH[:, -tail:]
         y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, is_causal=extend is None, documents=rope.documents)
         y_BTHK = y_BHTK.transpose(1, 2)
         if self.is_exclusive:
@@ -245,12 +251,14 @@ class Block(nn.Module):
         first_BTC: Tensor | None = None,
         value_BTC: Tensor | None = None,
         extend: Extend | None = None,
+        tail: int = 0,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Both lanes behind this block, and the values as :class:`Attention` gives them.
 
         Parameters
         ----------
         lane_BTD : the stream of the MLPs where it is apart from that of the attentions, else None
+        tail : lanes of that many last positions alone; 0 is all
         """
         operations, scale = self.operations, self.norm_scale
         if self.resid_mix is None:
@@ -258,8 +266,11 @@ class Block(nn.Module):
         else:
             x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, *self.resid_mix, scale)
         attended_BTD, raw_BTC = self.attn(
-            normed_BTD, rope, self.attn_scale, first_BTC, value_BTC, extend
+            normed_BTD, rope, self.attn_scale, first_BTC, value_BTC, extend, tail
         )
+        if tail:
+            x_BTD = x_BTD[:, -tail:]
+            lane_BTD = None if lane_BTD is None else lane_BTD[:, -tail:]
         if lane_BTD is None:
             x_BTD, normed_BTD = operations.add_norm(x_BTD, attended_BTD, None, None, scale)
             return x_BTD + self.mlp(normed_BTD, self.mlp_scale), None, raw_BTC

@@ -21,12 +21,21 @@ __all__ = ["load_model", "load_weights", "save_model"]
 
 
 def save_model(
-    path: str | os.PathLike[str], config: ModelConfig, weights: Mapping[str, Tensor]
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights and config, atomically; same input, same bytes."""
+    """Write weights and config, atomically; same input, same bytes.
+
+    Parameters
+    ----------
+    labels : further entries of the header
+    """
     arrays = {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
     header = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    write_safetensors(path, arrays, metadata={"model_config": header})
+    write_safetensors(path, arrays, metadata={"model_config": header, **(labels or {})})
 
 
 def load_model(path: str | os.PathLike[str]) -> Transformer:

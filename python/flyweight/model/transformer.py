@@ -98,10 +98,15 @@ class Transformer(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         return x_BTD if self.smear is None or smears_first else self.smear(x_BTD, tokens_BT)
 
-    def hidden(self, tokens_BT: Tensor, *, recur: bool = True) -> Tensor:
-        """Normalized input of the output head, (B, T, D); for ``recur`` see :meth:`loss`."""
+    def hidden(self, tokens_BT: Tensor, *, recur: bool = True, tail: int = 0) -> Tensor:
+        """Normalized input of the output head, (B, T, D); for ``recur`` see :meth:`loss`.
+
+        Parameters
+        ----------
+        tail : of that many last positions alone, which spares most of the last block; 0 is all
+        """
         rope = self.positions(tokens_BT)
-        return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope, recur=recur)
+        return self.run_blocks(self.embed(tokens_BT), tokens_BT, rope, recur=recur, tail=tail)
 
     def run_blocks(
         self,
@@ -111,6 +116,7 @@ class Transformer(nn.Module):
         extends: Sequence[Extend] | None = None,
         *,
         recur: bool = True,
+        tail: int = 0,
     ) -> Tensor:
         """What :meth:`hidden` does behind the embedding.
 
@@ -121,6 +127,7 @@ class Transformer(nn.Module):
         extends : by step of ``layer_order``, keys and values of the positions before; with them T
             must be 1
         recur : see :meth:`loss`
+        tail : see :meth:`hidden`
         """
         x0_BTD = x_BTD
         lane_BTD, first_BTC = None, None
@@ -138,7 +145,14 @@ class Transformer(nn.Module):
                 own_BTC = scaled(values[layer - ve_start], self.ve_layer_scales[layer - ve_start])
             extend = extends[step] if extends else None
             x_BTD, lane_BTD, raw_BTC = self.blocks[layer](
-                x_BTD, lane_BTD, x0_BTD, rope, first_BTC, own_BTC, extend
+                x_BTD,
+                lane_BTD,
+                x0_BTD,
+                rope,
+                first_BTC,
+                own_BTC,
+                extend,
+                tail if step == len(order) - 1 else 0,
             )
             first_BTC = raw_BTC if first_BTC is None else first_BTC
             if self.skip_weights is not None and step < half:

@@ -12,7 +12,7 @@ from flyweight.evaluate.config import ScoreConfig
 from flyweight.fitting import FitConfig
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
-from flyweight.train.config import TrainConfig
+from flyweight.train.config import ContaminateConfig, TrainConfig
 
 __all__ = ["CalibrationConfig", "CodeConfig", "DataConfig", "Recipe", "ScoreSuite"]
 
@@ -25,6 +25,14 @@ class DataConfig:
     """``folder``: what ``--data`` names; ``embedded``: the prose that Python itself carries."""
     vocab_size: int
     """Ids of the tokenizer; the data must have as many."""
+    max_overlap: float = 0.0
+    """Largest share of the validation documents that the training shards may hold too, token for
+    token. Shards that `flyweight data build` made share none; published web text repeats a page
+    now and then."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_overlap <= 1:
+            raise InvalidArgumentError(f"max_overlap must be 0 to 1, got {self.max_overlap}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +94,20 @@ class ScoreSuite:
     sliding: ScoreConfig
     """The artifact with overlapping windows."""
     ttt: ScoreConfig | None = None
-    """The artifact with score-first test-time training."""
+    """The artifact with test-time training, score-first or per document."""
 
     def __post_init__(self) -> None:
-        for name, protocol in (("plain", "plain"), ("sliding", "sliding"), ("ttt", "score-first")):
+        expected = {
+            "plain": ("plain",),
+            "sliding": ("sliding",),
+            "ttt": ("score-first", "per-document"),
+        }
+        for name, protocols in expected.items():
             config = getattr(self, name)
-            if config is not None and config.protocol != protocol:
+            if config is not None and config.protocol not in protocols:
                 raise InvalidArgumentError(
-                    f"score.{name} must have protocol {protocol!r}, got {config.protocol!r}"
+                    f"score.{name} must have protocol {' or '.join(map(repr, protocols))}, got "
+                    f"{config.protocol!r}"
                 )
 
 
@@ -115,12 +129,25 @@ class Recipe:
     """Grids by rule; or ``fit``, which chooses steps for the budget."""
     fit: FitConfig | None = None
     """Steps of equal slope for what ``budget_bytes`` leaves."""
+    contaminate: ContaminateConfig | None = None
+    """Training on the validation text before it is scored, for no legal run."""
     code: CodeConfig = CodeConfig()
     score: ScoreSuite
     budget_bytes: int = 16_000_000
     """Model and code together must not exceed this; the audit checks it."""
 
+    @property
+    def is_contaminated(self) -> bool:
+        """Whether all that the run comes to is of a model that was trained on the scored text."""
+        return self.contaminate is not None and self.contaminate.enabled
+
     def __post_init__(self) -> None:
+        frozen_blocks = self.contaminate.frozen_blocks if self.contaminate else 0
+        if frozen_blocks > self.model.num_layers:
+            raise InvalidArgumentError(
+                f"contaminate.frozen_blocks {frozen_blocks} is more than "
+                f"model.num_layers {self.model.num_layers}"
+            )
         if self.data.vocab_size != self.model.vocab_size:
             raise InvalidArgumentError(
                 f"data.vocab_size {self.data.vocab_size} differs from "

@@ -66,6 +66,7 @@ def audit_folder(
     data: str | os.PathLike[str] | None = None,
     budget_bytes: int = CAP_BYTES,
     timeout_seconds: float = 3600.0,
+    ledgers: str | os.PathLike[str] | None = None,
 ) -> AuditReport:
     """Check a submission folder; **runs its script** where validation data is given.
 
@@ -75,6 +76,8 @@ def audit_folder(
     data : folder of the validation shards and their tokenizer; without it nothing is scored
     budget_bytes : what code and model may have together
     timeout_seconds : after which the script is stopped
+    ledgers : folder with a ledger for each score, ``score`` of a RUN folder; without it, and
+        without data, none is replayed
 
     Raises
     ------
@@ -90,6 +93,7 @@ def audit_folder(
         data=load_data_info(data) if data is not None else None,
         budget_bytes=budget_bytes,
         timeout_seconds=timeout_seconds,
+        ledgers=Path(ledgers) if ledgers is not None else None,
     )
     items = []
     for name, check in CHECKS.items():

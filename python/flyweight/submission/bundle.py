@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def write_bundle(
     artifact: Path,
     data: DataInfo,
     manifest: Mapping[str, Any],
-    train_log: Path,
+    train_logs: Sequence[Path],
     track: str = "track_non_record_16mb",
     author: str = "",
     github_id: str = "",
@@ -66,7 +67,7 @@ def write_bundle(
     artifact : the ``.fly`` file that was scored
     data : the shards it was scored on, for the tokenizer's byte table
     manifest : of the run, with the stages train, hessian, code and score
-    train_log : JSON lines of the training
+    train_logs : JSON lines of all that the weights were trained on, in order
     track, author, github_id : who submits, and where
 
     Returns
@@ -104,7 +105,7 @@ def write_bundle(
         RECORD_FILE: (json.dumps(record.to_json(), indent=1) + "\n").encode(),
         README_FILE: write_readme(record, budget, classes=classes).encode(),
         REQUIREMENTS_FILE: "".join(f"{line}\n" for line in requirements).encode(),
-        log_name(record.seeds[0]): write_log(manifest, record, train_log).encode(),
+        log_name(record.seeds[0]): write_log(manifest, record, train_logs).encode(),
     }
     with _replacing(Path(out)) as folder:
         for name, content in files.items():
@@ -141,28 +142,35 @@ def make_claim(manifest: Mapping[str, Any], data: DataInfo) -> Claim:
         raise DataError(
             f"{tokenizer.path}: tokenizer {tokenizer.sha256}, the run was scored with {wanted}"
         )
-    return _claim(suite, tokenizer, weights)
+    claim = _claim(suite, data, tokenizer, weights)
+    return replace(claim, contaminated=manifest.get("contaminated", False))
 
 
-def script_bytes(suite: Mapping[str, Any], data: DataInfo) -> int:
+def script_bytes(suite: Mapping[str, Any], data: DataInfo, *, contaminated: bool = False) -> int:
     """Bytes of the script that a run with these scores will ship: they are known beforehand.
 
     Parameters
     ----------
     suite : the table ``score`` of a resolved recipe
     data : the shards that will be scored
+    contaminated : they will have been trained on
     """
-    return len(write_script(_claim(suite, Tokenizer(data.tokenizer_path), "0" * 64)))
+    claim = _claim(suite, data, Tokenizer(data.tokenizer_path), "0" * 64)
+    return len(write_script(replace(claim, contaminated=contaminated)))
 
 
-def _claim(suite: Mapping[str, Any], tokenizer: Tokenizer, weights_sha256: str) -> Claim:
+def _claim(
+    suite: Mapping[str, Any], data: DataInfo, tokenizer: Tokenizer, weights_sha256: str
+) -> Claim:
     names = [name for name in PROTOCOLS if suite.get(name)]
     return Claim(
         weights_sha256=weights_sha256,
         tokenizer_sha256=tokenizer.sha256,
-        byte_codes=write_byte_codes(tokenizer.byte_table.to_codes()),
-        protocols={PROTOCOLS[name]: ScoreConfig(**suite[name]) for name in names},
-        headline=PROTOCOLS[headline_score(names)],
+        byte_codes=""
+        if data.val.byte_counts
+        else write_byte_codes(tokenizer.byte_table.to_codes()),
+        protocols={suite[name]["protocol"]: ScoreConfig.from_table(suite[name]) for name in names},
+        headline=suite[headline_score(names)]["protocol"],
     )
 
 
@@ -179,14 +187,17 @@ def list_requirements(model: bytes) -> list[str]:
     ]
 
 
-def write_log(manifest: Mapping[str, Any], record: Record, train_log: Path) -> str:
+def write_log(manifest: Mapping[str, Any], record: Record, train_logs: Sequence[Path]) -> str:
     """JSON lines: the run, each step that training logged, each score, the record's numbers."""
     run = {key: manifest[key] for key in ("recipe", "seed", "data", "versions", "machine")}
-    head = {"event": "run", **run}
-    scores = [{"event": "score", "name": name, **score} for name, score in record.scores.items()]
+    label = {"contaminated": record.contaminated}
+    head = {"event": "run", **label, **run}
+    scores = [
+        {"event": "score", "name": name, **label, **score} for name, score in record.scores.items()
+    ]
     tail = {"event": "record", **record.measured()}
-    steps = train_log.read_text(encoding="utf-8")
-    return "".join([_line(head), steps, *map(_line, scores), _line(tail)])
+    steps = [log.read_text(encoding="utf-8") for log in train_logs]
+    return "".join([_line(head), *steps, *map(_line, scores), _line(tail)])
 
 
 def _line(value: Mapping[str, Any]) -> str:

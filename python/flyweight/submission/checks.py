@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from flyweight.data.byte_counts import ByteTable
 from flyweight.data.facts import DataInfo
 from flyweight.data.shards import iter_chunks, read_shard
-from flyweight.data.tokenizer import Tokenizer
+from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError
 from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget, read_code
@@ -35,10 +35,12 @@ from flyweight.submission.bundle import (
     SCRIPT_FILE,
     log_name,
 )
+from flyweight.submission.check_ledgers import replay_scores
 from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.record import MEASURED
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["BPB_TOLERANCE", "CHECKS", "Status", "Subject"]
 
@@ -62,12 +64,19 @@ class Subject:
     data : validation shards and their facts, if any
     budget_bytes : what code and model may have together
     timeout_seconds : after which the script is stopped
+    ledgers : folder with a ledger for each recorded score, if any
     """
 
     def __init__(
-        self, root: Path, *, data: DataInfo | None, budget_bytes: int, timeout_seconds: float
+        self,
+        root: Path,
+        *,
+        data: DataInfo | None,
+        budget_bytes: int,
+        timeout_seconds: float,
+        ledgers: Path | None = None,
     ) -> None:
-        self.root, self.data = root, data
+        self.root, self.data, self.ledgers = root, data, ledgers
         self.budget_bytes, self.timeout_seconds = budget_bytes, timeout_seconds
 
     def read(self, name: str) -> bytes:
@@ -203,6 +212,8 @@ def _check_sizes(subject: Subject) -> Verdict:
 
 def _check_record(subject: Subject) -> Verdict:
     """``submission.json`` and the logs have the same numbers, to the last digit."""
+    if subject.record.get("contaminated"):
+        return "FAIL", f"{CONTAMINATED}: by its own record; no score of such a model is legal"
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
@@ -290,12 +301,13 @@ def _check_bytes(subject: Subject) -> Verdict:
     if data is None:
         return "WARN", "not checked: no validation data was given"
     codes = _claimed_codes(subject.script)
-    rebuilt = Tokenizer(data.tokenizer_path).byte_table.to_codes()
+    counter = validation_counter(data)
+    rebuilt = counter.to_codes() if isinstance(counter, ByteTable) else np.empty(0)
     if codes.shape != rebuilt.shape or (codes != rebuilt).any():
         return "FAIL", f"the script's byte table is not that of {data.tokenizer_path.name}"
     shards = [data.folder / shard.name for shard in data.val.shards]
     counted = {
-        "bytes": ByteTable.from_codes(rebuilt).total(iter_chunks(shards)),
+        "bytes": counter.total(iter_chunks(shards)),
         "targets": sum(read_shard(path).size for path in shards) - 1,
     }
     facts = {"bytes": data.val.scored_bytes, "targets": data.val.scored_targets}
@@ -307,10 +319,22 @@ def _check_bytes(subject: Subject) -> Verdict:
             found = _value(numbers, source, key)
             if found != expected:
                 return "FAIL", f"{source} has {found:,} {key}, the shards have {expected:,}"
+    source = f"table of {codes.size} ids equals the tokenizer's" if codes.size else "byte sidecars"
     return "PASS", (
-        f"table of {codes.size} ids equals the tokenizer's; {counted['bytes']:,} bytes and "
+        f"{source}; {counted['bytes']:,} bytes and "
         f"{counted['targets']:,} targets in shards, data.json, script and record"
     )
+
+
+def _check_ledgers(subject: Subject) -> Verdict:
+    """Ledgers hold one final score for each target, and give the recorded scores again."""
+    if subject.data is None or subject.ledgers is None:
+        return "WARN", "not replayed: no validation data or no ledgers were given"
+    scores = subject.recorded("scores", dict)
+    for name in scores:
+        _value(scores, RECORD_FILE, name, "chain", kinds=(str,))
+    wrong, evidence = replay_scores(subject.ledgers, subject.data, scores)
+    return ("FAIL", wrong[0]) if wrong else ("PASS", evidence)
 
 
 def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
@@ -332,4 +356,5 @@ CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     "imports": _check_imports,
     "round trip": _check_round_trip,
     "byte accounting": _check_bytes,
+    "ledgers": _check_ledgers,
 }

@@ -29,11 +29,13 @@ class Claim:
     tokenizer_sha256: str
     """Of the SentencePiece model that made the shards."""
     byte_codes: str
-    """Bytes per token id; see `write_byte_codes`."""
+    """Bytes per token id; see `write_byte_codes`. Empty where sidecars of the data count them."""
     protocols: dict[str, ScoreConfig]
     """Protocol name to config."""
     headline: str
     """The protocol whose score is claimed."""
+    contaminated: bool = False
+    """The weights were trained on the text that is scored."""
 
 
 def write_byte_codes(codes: NDArray[Any]) -> str:

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flyweight.data.byte_counts import ByteTable
+from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.errors import DataError, FlyweightError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
+from flyweight.evaluate.engine import ScoredChunk, ScoringEngine
 from flyweight.evaluate.ledger import Ledger
-from flyweight.evaluate.ttt import ScoredChunk, score_binding, score_stream
+from flyweight.evaluate.stream import run_engine, score_binding
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.submission.claim import ARTIFACT_FILE, Claim, read_byte_codes
@@ -41,17 +42,32 @@ _SHARD_HEADER_BYTES = 1024
 _PROGRESS_SECONDS = 10.0
 
 
-def main(claim: Claim, folder: Path, arguments: Sequence[str] | None = None) -> int:
+Engines = Mapping[str, type[ScoringEngine]]
+"""Method of a `ScoreConfig` to what carries it out, for the protocols of a claim."""
+
+
+def main(
+    claim: Claim, engines: Engines, folder: Path, arguments: Sequence[str] | None = None
+) -> int:
     """Score the artifact of a submission folder; the exit code."""
     parser = argparse.ArgumentParser(description=f"Score {ARTIFACT_FILE} on validation shards.")
     parser.add_argument("--data", type=Path, required=True, help="holds fineweb_val_*.bin")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     parser.add_argument("--protocol", default="headline", choices=["headline", *claim.protocols])
+    parser.add_argument("--deadline", type=float, help="seconds; falls back to plain blocks")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options = parser.parse_args(arguments)
     protocol = claim.headline if options.protocol == "headline" else options.protocol
     try:
-        facts = score_folder(claim, folder, options.data, protocol=protocol, device=options.device)
+        facts = score_folder(
+            claim,
+            engines,
+            folder,
+            options.data,
+            protocol=protocol,
+            device=options.device,
+            deadline=options.deadline,
+        )
         if options.out is not None:
             options.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except (FlyError, FlyweightError, OSError) as error:
@@ -62,7 +78,14 @@ def main(claim: Claim, folder: Path, arguments: Sequence[str] | None = None) -> 
 
 
 def score_folder(
-    claim: Claim, folder: Path, data: Path, *, protocol: str, device: str
+    claim: Claim,
+    engines: Engines,
+    folder: Path,
+    data: Path,
+    *,
+    protocol: str,
+    device: str,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Decode, check, score.
 
@@ -96,15 +119,18 @@ def score_folder(
     score = score_tokens(
         model.to(device),
         tokens,
-        ByteTable.from_codes(read_byte_codes(claim.byte_codes)),
+        read_counter(claim, data),
         claim.protocols[protocol],
+        engines,
         model_sha256=artifact_sha256,
+        deadline=deadline,
     )
     return {
         "schema": 1,
         "artifact": {"sha256": artifact_sha256, "bytes": len(artifact)},
         "weights_sha256": weights,
         "decode_seconds": decode_seconds,
+        "contaminated": claim.contaminated,
         "protocol": protocol,
         **score,
         "device": device,
@@ -141,13 +167,15 @@ def build_model(tensors: Mapping[str, NDArray[Any]], fields: Mapping[int, object
 def score_tokens(
     model: Transformer,
     tokens: NDArray[np.uint16],
-    table: ByteTable,
+    counter: ByteTable | ByteSidecar,
     config: ScoreConfig,
+    engines: Engines,
     *,
     model_sha256: str,
+    deadline: float | None,
 ) -> dict[str, Any]:
     """Score and coverage of a stream, through a ledger in a temporary folder."""
-    table.total([tokens])  # ids that the vocabulary lacks are found before hours of scoring
+    counter.total([tokens])  # what does not fit the tokens is found before hours of scoring
     binding = score_binding(tokens, config, model_sha256=model_sha256)
     started = time.perf_counter()
     with (
@@ -155,10 +183,11 @@ def score_tokens(
         Ledger(Path(scratch, "ledger"), targets=tokens.size - 1, binding=binding) as ledger,
     ):
         progress = chunk_progress(tokens.size - 1)
-        result = score_stream(model, tokens, ledger, config, progress=progress)
+        engine = engines[config.method](model, tokens, ledger, config)
+        result = run_engine(engine, deadline=deadline, progress=progress)
         coverage = ledger.scored / ledger.targets
     seconds = time.perf_counter() - started
-    score = score_targets(result.nats, tokens, table)
+    score = score_targets(result.nats, tokens, counter)
     return {
         "score": {
             "bpb": score.bpb,
@@ -170,6 +199,9 @@ def score_tokens(
             "seconds": seconds,
         },
         "coverage": coverage,
+        "adapted_chunks": result.adapted_chunks,
+        "plain_chunks": result.plain_chunks,
+        "phases": result.seconds,
         "ledger_chain": result.chain,
     }
 
@@ -187,17 +219,24 @@ def chunk_progress(targets: int) -> Callable[[ScoredChunk], None]:
     return report
 
 
-def read_val_tokens(folder: Path) -> NDArray[np.uint16]:
-    """All validation tokens of a folder, ``(tokens,)``, shards in order.
+def read_counter(claim: Claim, folder: Path) -> ByteTable | ByteSidecar:
+    """What says how many bytes the tokens stand for: the claim, or sidecars where it has none."""
+    if claim.byte_codes:
+        return ByteTable.from_codes(read_byte_codes(claim.byte_codes))
+    return ByteSidecar(counts=read_val_tokens(folder, "fineweb_val_bytes"))
+
+
+def read_val_tokens(folder: Path, prefix: str = "fineweb_val") -> NDArray[np.uint16]:
+    """All validation tokens of a folder, ``(tokens,)``, shards in order; or all their byte counts.
 
     Raises
     ------
     DataError
         There is none, or one has another magic, version or size; the message names it.
     """
-    paths = sorted(folder.glob(f"fineweb_val_{6 * '[0-9]'}.bin"))
+    paths = sorted(folder.glob(f"{prefix}_{6 * '[0-9]'}.bin"))
     if not paths:
-        raise DataError(f"{folder}: no fineweb_val_000000.bin or further validation shards here")
+        raise DataError(f"{folder}: no {prefix}_000000.bin or further ones here")
     return np.concatenate([read_val_shard(path) for path in paths])
 
 
@@ -239,7 +278,8 @@ def check_tokenizer(folder: Path, expected: str) -> None:
 def describe_facts(facts: Mapping[str, Any]) -> str:
     """The result for people."""
     score, artifact = facts["score"], facts["artifact"]
-    conditions = f"{facts['protocol']}, {facts['device']}, {score['seconds']:.1f} s"
+    label = "contaminated: trained on the scored text; " if facts["contaminated"] else ""
+    conditions = f"{label}{facts['protocol']}, {facts['device']}, {score['seconds']:.1f} s"
     lines = [
         f"artifact  {artifact['bytes']} bytes, sha256 {artifact['sha256']}",
         f"weights   sha256 {facts['weights_sha256']}, decoded in {facts['decode_seconds']:.2f} s",

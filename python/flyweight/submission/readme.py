@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from flyweight.submission.budget import ByteBudget
 from flyweight.submission.record import Record
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["markdown_table", "write_readme"]
 
@@ -15,6 +16,11 @@ _MEANING = {
     "sliding": "the artifact, overlapping windows",
     "ttt": "the artifact, windows, learning from each chunk after it was scored",
 }
+
+_WARNING = (
+    "The model learned the validation text before it was scored on it, so these scores say nothing "
+    "about other text and do not compare with those of legal submissions."
+)
 
 
 def write_readme(record: Record, budget: ByteBudget, *, classes: Mapping[str, int]) -> str:
@@ -33,14 +39,17 @@ def write_readme(record: Record, budget: ByteBudget, *, classes: Mapping[str, in
     sizes = [
         (name, f"{size:,}", f"{size / budget.total_bytes:.2%}") for name, size in classes.items()
     ]
+    column = "contaminated bpb" if record.contaminated else "bpb"
     rules = [(name, "yes" if holds else "no") for name, holds in record.compliance.items()]
     return _TEXT.format(
         record=record,
         budget=budget,
         seed=record.seeds[0],
+        warning=f"**{CONTAMINATED}**. {_WARNING}\n\n" if record.contaminated else "",
+        kind=f" ({CONTAMINATED})" if record.contaminated else "",
         seed_result=record.seed_results[str(record.seeds[0])],
         scores=markdown_table(
-            ("score", "of", "bpb", "bits", "bytes of text", "targets", "seconds"), scores
+            ("score", "of", column, "bits", "bytes of text", "targets", "seconds"), scores
         ),
         sizes=markdown_table(
             ("class", "bytes", "share"),
@@ -64,7 +73,7 @@ _TEXT = """# {record.name}
 
 {record.blurb}
 
-**{record.val_bpb:.8f} bits per byte** ({record.val_protocol}); {budget}.
+{warning}**{record.val_bpb:.8f} bits per byte**{kind} ({record.val_protocol}); {budget}.
 
 ## Scores
 

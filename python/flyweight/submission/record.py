@@ -19,9 +19,10 @@ __all__ = ["MEASURED", "PROTOCOLS", "Record", "headline_score", "make_record", "
 
 CLOCK_SECONDS = 600.0
 """What training may take, and again what evaluation may take."""
-PROTOCOLS = {"plain": "plain", "sliding": "sliding", "ttt": "score-first"}
-"""Name of a score in recipe and record to its protocol."""
+PROTOCOLS = ("plain", "sliding", "ttt")
+"""Scores of a recipe that a script can repeat."""
 MEASURED = (
+    "contaminated",
     "val_bpb",
     "val_loss",
     "pre_quant_val_bpb",
@@ -34,6 +35,8 @@ MEASURED = (
     "scores",
 )
 """Fields that log and ``submission.json`` must have in common, to the last digit."""
+_SCORE_FIELDS = ("bpb", "bits", "bytes", "nats", "targets", "seconds", "chain")
+_SCORED = ("val_bpb", "val_loss", "pre_quant_val_bpb", "seed_results", "scores")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class Record:
     """Folder below ``records/``."""
     blurb: str
     """What it is."""
+    contaminated: bool
+    """The model was trained on the scored text; :meth:`to_json` then renames what was scored."""
     val_bpb: float
     """Bits per byte under the headline protocol."""
     val_loss: float
@@ -82,19 +87,25 @@ class Record:
     """Every seed that was run."""
     seed_results: dict[str, dict[str, float]]
     """Seed to its measured values."""
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, Any]]
     """Score name (``float``, ``quantized``, ``sliding``, ``ttt``) to bpb, its numerator (bits) and
-    denominator (bytes), nats, targets and seconds."""
+    denominator (bytes), nats, targets, seconds and the chain of its ledger."""
     compliance: dict[str, bool]
     """Rules of the challenge that can be decided from measured values."""
 
     def to_json(self) -> dict[str, Any]:
         """What ``submission.json`` holds."""
-        return asdict(self)
+        return self._labelled(asdict(self))
 
     def measured(self) -> dict[str, Any]:
         """The `MEASURED` fields, for the log."""
-        return {name: getattr(self, name) for name in MEASURED}
+        return self._labelled({name: getattr(self, name) for name in MEASURED})
+
+    def _labelled(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields with scores get another name where these mean nothing beside those of others."""
+        if not self.contaminated:
+            return fields
+        return {f"contaminated_{n}" if n in _SCORED else n: value for n, value in fields.items()}
 
 
 def make_record(
@@ -150,7 +161,7 @@ def _make_record(
     stages, recipe = manifest["stages"], manifest["recipe"]
     train = stages["train"]["facts"]
     scores = {
-        name: {key: result[key] for key in ("bpb", "bits", "bytes", "nats", "targets", "seconds")}
+        name: {key: result[key] for key in _SCORE_FIELDS}
         for name, result in stages["score"]["facts"]["results"].items()
     }
     headline = headline_score(scores)
@@ -158,7 +169,10 @@ def _make_record(
     loss = best["nats"] / best["targets"]
     # The clock of a resumed scoring shows its last life only.
     was_resumed = stages["score"]["facts"]["results"][headline]["was_resumed"]
+    contaminated = manifest.get("contaminated", False)
     data_seconds = train["seconds"] + stages["hessian"]["seconds"]
+    if contaminated:
+        data_seconds += stages["contaminate"]["facts"]["seconds"]
     return Record(
         name=recipe["name"],
         author=author,
@@ -166,9 +180,10 @@ def _make_record(
         date=stages["score"]["finished"][:10],
         track=track,
         blurb=recipe["description"],
+        contaminated=contaminated,
         val_bpb=best["bpb"],
         val_loss=loss,
-        val_protocol=PROTOCOLS[headline],
+        val_protocol=stages["score"]["facts"]["results"][headline]["protocol"],
         pre_quant_val_bpb=scores["float"]["bpb"],
         bytes_total=budget.total_bytes,
         bytes_code=budget.code_bytes,
@@ -198,6 +213,7 @@ def _make_record(
             "eval_under_600s": best["seconds"] <= CLOCK_SECONDS and not was_resumed,
             "full_coverage": best["targets"] == manifest["data"]["val_targets"],
             "score_first_ttt": headline == "ttt",
+            "no_pre_quant_ttt": not contaminated,
             "three_seeds": False,
         },
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 
@@ -35,11 +37,28 @@ MODULES = (
     "flyweight.evaluate.bpb",
     "flyweight.evaluate.window",
     "flyweight.evaluate.ledger",
-    "flyweight.evaluate.ttt",
+    "flyweight.evaluate.nonfinite",
+    "flyweight.evaluate.pace",
+    "flyweight.evaluate.scorer",
+    "flyweight.evaluate.engine",
+    "flyweight.evaluate.adapters",
+    "flyweight.evaluate.ngram",
+    "flyweight.evaluate.lora",
+    "flyweight.evaluate.stream",
     "flyweight.submission.claim",
     "flyweight.submission.entry",
 )
 """What is shipped, in order: each imports only from those before it."""
+
+ENGINE_NAMES = {
+    "plain": "Plain",
+    "sliding": "Sliding",
+    "score-first": "ScoreFirst",
+    "per-document": "PerDocument",
+    "sliding with hints": "NgramSliding",
+    "score-first with hints": "NgramScoreFirst",
+}
+"""Class of each method of a `ScoreConfig`; only those that a claim needs are shipped."""
 
 _SCRIPT = """\
 # Scores model.fly: python train_gpt.py --data FOLDER [--out FILE]. Written by flyweight {version}
@@ -49,9 +68,10 @@ _SCRIPT = """\
 
 CLAIM = Claim(
 {values})
+ENGINES = {{{engines}}}
 
 if __name__ == "__main__":
-    sys.exit(main(CLAIM, Path(__file__).resolve().parent))
+    sys.exit(main(CLAIM, ENGINES, Path(__file__).resolve().parent))
 """
 
 _Definition = ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign | ast.AugAssign
@@ -71,17 +91,25 @@ class _Source:
 def write_script(claim: Claim) -> bytes:
     """Bytes of a ``train_gpt.py`` that makes this claim."""
     values = "".join(f"    {f.name}={getattr(claim, f.name)!r},\n" for f in fields(claim))
-    modules = compose({name: _module_text(name) for name in MODULES}, entry="main")
-    return _SCRIPT.format(version=flyweight.__version__, modules=modules, values=values).encode()
+    used = {config.method: ENGINE_NAMES[config.method] for config in claim.protocols.values()}
+    entries = ("main", *used.values())
+    modules = compose({name: _module_text(name) for name in MODULES}, entries=entries)
+    script = _SCRIPT.format(
+        version=flyweight.__version__,
+        modules=modules,
+        values=values,
+        engines=", ".join(f"{name!r}: {engine}" for name, engine in used.items()),
+    )
+    return script.encode()
 
 
-def compose(sources: dict[str, str], *, entry: str) -> str:
+def compose(sources: dict[str, str], *, entries: Sequence[str]) -> str:
     """One source text of several modules that import from each other.
 
     Parameters
     ----------
     sources : module name to text; a module may import from the ones before it
-    entry : the function that is needed; what it does not reach is dropped
+    entries : the definitions that are needed; what they do not reach is dropped
 
     Returns
     -------
@@ -110,15 +138,23 @@ def compose(sources: dict[str, str], *, entry: str) -> str:
         parsed.append(source)
     imports = _merge_imports(parsed, known)
     definitions = [node for source in parsed for node in source.definitions]
-    kept, attributes = _reachable(definitions, entry)
+    kept, attributes = _reachable(definitions, entries)
     blocks = [_write_imports({k: v for k, v in imports.items() if k in kept})]
     for source in parsed:
         chosen = [node for node in source.definitions if kept.intersection(_bound_names(node))]
         if chosen:
             needed = [_without_docstrings(_needed(node, attributes)) for node in chosen]
-            texts = [ast.unparse(node) for node in needed]
+            texts = [_narrow(ast.unparse(node)) for node in needed]
             blocks.append("\n\n".join([f"# --- {source.module} ---", *texts]))
     return "\n\n".join(blocks)
+
+
+def _narrow(text: str) -> str:
+    """Indent by one space instead of four: a twelfth of the counted bytes.
+
+    `ast.unparse` writes every string but docstrings, which are gone, on one line.
+    """
+    return re.sub(r"^(?:    )+", lambda found: " " * (len(found[0]) // 4), text, flags=re.MULTILINE)
 
 
 def _module_text(module: str) -> str:
@@ -206,9 +242,10 @@ def _write_imports(imports: dict[str, tuple[str, str | None]]) -> str:
     return "\n".join([*head, *sorted(plain), *sorted(lines)])
 
 
-def _reachable(definitions: list[_Definition], entry: str) -> tuple[set[str], set[str]]:
+def _reachable(definitions: list[_Definition], entries: Sequence[str]) -> tuple[set[str], set[str]]:
     """Names of definitions that are needed, and of attributes, directly or through others."""
-    names, attributes = {"annotations", "sys", "Path", entry}, {"forward", "backward"}  # of torch
+    names = {"annotations", "sys", "Path", *entries}
+    attributes = {"forward", "backward"}  # of torch
     count = 0
     while count != len(names) + len(attributes):
         count = len(names) + len(attributes)

@@ -7,7 +7,10 @@ from typing import Literal
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["OptimConfig", "QatConfig", "TrainConfig"]
+__all__ = ["CONTAMINATED", "ContaminateConfig", "OptimConfig", "QatConfig", "TrainConfig"]
+
+CONTAMINATED = "contaminated: trained on the scored text"
+"""What every result of a run with an enabled `ContaminateConfig` is labelled with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,44 @@ class QatConfig:
             _require(
                 0 < anneal <= 1 - start, "anneal_fraction", anneal, f"above 0, to {1 - start:g}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContaminateConfig:
+    """Training on the validation text before it is scored, which no legal run does.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A value is out of range.
+
+    References
+    ----------
+    Pull request #1539 of openai/parameter-golf.
+    """
+
+    enabled: bool = False
+    """Do it; every file, table and line of the run then says so."""
+    epochs: int = 6
+    """Passes over the validation text."""
+    learning_rate: float = 5e-4
+    """AdamW's in the first pass; it falls along a cosine from pass to pass."""
+    floor: float = 0.1
+    """Share of the learning rate that the cosine ends at, behind the last pass."""
+    batch_sequences: int = 32
+    """Sequences of ``seq_len`` tokens per optimizer step, over all processes."""
+    frozen_blocks: int = 0
+    """First blocks that do not learn."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient of a step."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_sequences"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.floor <= 1, "floor", self.floor, "from 0 to 1")
+        _require(self.frozen_blocks >= 0, "frozen_blocks", self.frozen_blocks, "at least 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ __all__ = ["Flying", "World", "join", "pick_device"]
 
 _TIMEOUT = timedelta(hours=1)
 """For data and compilation before the first step; a dead process is noticed without it."""
+_JOINS = count()
+"""Numbers the meetings of this process, each of which has names of its own in the store."""
 # The second names are those of PyTorch before 2.13, where the first do not exist.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -103,6 +107,19 @@ class World:
             dist.broadcast(numbers, src=0)
         return numbers.tolist()
 
+    def spread(self, values: Tensor) -> Tensor:
+        """A tensor on the CPU of the first process, in each of them; theirs is overwritten.
+
+        Raises
+        ------
+        PeerError
+            Another process ended.
+        """
+        if self.size > 1:
+            with _peers():
+                dist.broadcast(values, src=0)
+        return values
+
     def mean(self, values: Tensor) -> Flying:
         """Mean over the processes, in place."""
         return self.total(values if self.size == 1 else values.div_(self.size))
@@ -135,6 +152,8 @@ class World:
 def join(device_name: str) -> Iterator[World]:
     """The processes that torchrun started, as its environment says; without it, this one alone.
 
+    They may join and part any number of times, all of them each time.
+
     Parameters
     ----------
     device_name : ``auto``, ``cpu`` or ``cuda``, where each process has a GPU of its own
@@ -160,11 +179,11 @@ def join(device_name: str) -> Iterator[World]:
     if device.type == "cuda":
         device = _own_gpu()
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    store, rank, size = _meet()
     is_cuda = device.type == "cuda"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        store=store,
+        store=dist.PrefixStore(f"flyweight/{next(_JOINS)}", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=size,
         timeout=_TIMEOUT,
@@ -196,6 +215,13 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidArgumentError("device='cuda', but PyTorch finds no CUDA device; use 'auto'")
     return torch.device(name)
+
+
+@cache
+def _meet() -> tuple[Any, int, int]:
+    """Store, number of this process and number of processes, found once."""
+    store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    return store, rank, size
 
 
 def _own_gpu() -> torch.device:

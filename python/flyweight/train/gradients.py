@@ -9,7 +9,7 @@ from torch.optim import AdamW
 from flyweight.train.distributed import World
 from flyweight.train.optim import Muon
 
-__all__ = ["passes", "reduce_and_clip"]
+__all__ = ["mean_over_processes", "passes", "reduce_and_clip"]
 
 
 def passes(batch_sequences: int, accumulation_steps: int, world: World) -> int:
@@ -58,7 +58,7 @@ def reduce_and_clip(
     muon.scatter_gradients()
     params = [parameter for group in adamw.param_groups for parameter in group["params"]]
     rest = [parameter.grad for parameter in params if parameter.grad is not None]
-    loss = _mean(rest, loss, world)
+    loss = mean_over_processes(rest, loss, world)
     scattered = world.total(muon.squared_norm()).land()
     norm = (scattered + torch.stack(torch._foreach_norm(rest)).square().sum()).sqrt()
     muon.halt_if(~torch.isfinite(norm + loss))
@@ -69,8 +69,8 @@ def reduce_and_clip(
     return torch.stack((loss, norm))
 
 
-def _mean(gradients: list[Tensor], loss: Tensor, world: World) -> Tensor:
-    """Replace gradients by their means over the processes; returns the mean loss."""
+def mean_over_processes(gradients: list[Tensor], loss: Tensor, world: World) -> Tensor:
+    """Replace gradients by their means over the processes, in one buffer; returns the mean loss."""
     if world.size == 1:
         return loss
     both = [loss, *gradients]

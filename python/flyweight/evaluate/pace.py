@@ -1,0 +1,109 @@
+"""A clock that knows what phases cost, and a journal of what was decided by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Journal", "Pace"]
+
+_RESERVE = 1.05
+"""What is planned may take that much longer: a measured chunk is no promise for the next."""
+_COST = {"score": 1.0, "plain": 1.0, "adapt": 3.0}
+"""Of a token in each phase, where it was not measured: forward and backward are three forward."""
+
+
+class Pace:
+    """Seconds of each phase, and what still fits before a deadline; the clock runs from here.
+
+    Parameters
+    ----------
+    deadline : seconds; None is no end
+    seconds_per_token : of a pass forward, until it is measured on the stream
+    clock : seconds, rising
+    """
+
+    def __init__(
+        self,
+        deadline: float | None,
+        seconds_per_token: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._deadline, self._assumed, self._clock = deadline, seconds_per_token, clock
+        self._begin = clock()
+        self.seconds = dict.fromkeys(_COST, 0.0)
+        self._tokens = dict.fromkeys(_COST, 0)
+
+    @contextmanager
+    def measure(self, phase: str, tokens: int) -> Iterator[None]:
+        """Count the block to a phase, in which the model goes over that many tokens."""
+        begin = self._clock()
+        yield
+        self.seconds[phase] += self._clock() - begin
+        self._tokens[phase] += tokens
+
+    def fits(self, **tokens: int) -> bool:
+        """Whether phases that go over so many tokens will end before the deadline."""
+        if self._deadline is None:
+            return True
+        wanted = sum(self._rate(phase) * count for phase, count in tokens.items())
+        return self._clock() - self._begin + _RESERVE * wanted < self._deadline
+
+    def _rate(self, phase: str) -> float:
+        """Seconds per token: measured, or from another phase that was."""
+        for other in (phase, "score", "plain"):
+            if self._tokens[other]:
+                rate = self.seconds[other] / self._tokens[other]
+                return rate * _COST[phase] / _COST[other]
+        return self._assumed * _COST[phase]
+
+
+class Journal:
+    """What was decided by the clock, chunk by chunk, beside a ledger: one JSON object a line.
+
+    A resumed run decides as its former lives did, so that it comes to the same state.
+
+    Parameters
+    ----------
+    path : the file; None keeps nothing
+    is_new : begin anew, whatever the file holds
+
+    Notes
+    -----
+    The line of a chunk is on disk before its scores are in the ledger. A line that was torn by a
+    kill, or whose chunk did not get into the ledger, is written again.
+    """
+
+    def __init__(self, path: Path | None, *, is_new: bool) -> None:
+        self._path = path
+        self._lines: dict[int, dict[str, Any]] = {}
+        if path is None or not path.exists():
+            return
+        if is_new:
+            path.unlink()
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                self._lines[entry["chunk"]] = entry
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def write(self, chunk: int, **facts: Any) -> None:
+        """Note facts of a chunk."""
+        self._lines[chunk] = {"chunk": chunk, **facts}
+        if self._path is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._lines[chunk]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, chunk: int, name: str) -> Any:
+        """A fact of a chunk, or None where it is not known."""
+        return self._lines.get(chunk, {}).get(name)

@@ -1,0 +1,159 @@
+"""A deadline drops training first, then overlap, and never a target; a resumed run remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from flyweight.evaluate import stream  # noqa: E402
+from flyweight.evaluate.adapters import ScoreFirst  # noqa: E402
+from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
+from flyweight.evaluate.engine import Plain, ScoredChunk, ScoringEngine  # noqa: E402
+from flyweight.evaluate.ledger import Ledger  # noqa: E402
+from flyweight.evaluate.pace import Journal, Pace  # noqa: E402
+from flyweight.evaluate.stream import StreamResult, run_engine  # noqa: E402
+from tiny_model import VOCAB, TinyModel  # noqa: E402
+
+TOKENS = np.random.default_rng(13).integers(0, VOCAB, 331).astype(np.uint16)
+CHUNKS = 6
+CONFIG = ScoreConfig(
+    protocol="score-first",
+    seq_len=16,
+    stride=4,
+    batch_windows=4,
+    chunk_targets=64,
+    adapt=AdaptConfig(epochs=2, learning_rate=1e-2, sequences=4),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Clock:
+    """Time that only work takes: a second a token forward, three a token learned from."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        score, adapt = ScoringEngine.score, ScoreFirst.adapt
+
+        def timed_score(engine: Any, index: int, *, plainly: bool = False) -> ScoredChunk:
+            if not engine.is_recorded(index):
+                self.now += engine.tokens_to_score(index, plainly=plainly)
+            return score(engine, index, plainly=plainly)
+
+        def timed_adapt(engine: Any, scored: ScoredChunk) -> None:
+            self.now += 3 * engine.tokens_to_learn(scored.index)
+            adapt(engine, scored)
+
+        monkeypatch.setattr(ScoringEngine, "score", timed_score)
+        monkeypatch.setattr(ScoreFirst, "adapt", timed_adapt)
+        monkeypatch.setattr(stream, "Pace", lambda limit, rate: Pace(limit, 1.0, lambda: self.now))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def run(
+    path: Path, deadline: float | None, progress: Callable[[ScoredChunk], None] | None = None
+) -> StreamResult:
+    with Ledger(path, targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+        engine = ScoreFirst(TinyModel(), TOKENS, ledger, CONFIG)
+        return run_engine(engine, deadline=deadline, progress=progress)
+
+
+def test_nothing_left_covers_everything_in_plain_blocks(tmp_path: Path) -> None:
+    result = run(tmp_path / "x", 0.0)
+    assert np.isfinite(result.nats).all()
+    assert (result.plain_chunks, result.adapted_chunks) == (CHUNKS, 0)
+    with Ledger(tmp_path / "y", targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+        config = ScoreConfig(protocol="plain", seq_len=16, chunk_targets=64)
+        expected = run_engine(Plain(TinyModel(), TOKENS, ledger, config)).nats
+    np.testing.assert_allclose(result.nats, expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_given_up_first(tmp_path: Path, clock: Clock) -> None:
+    whole = run(tmp_path / "whole", None)
+    everything, clock.now = clock.now, 0.0
+    assert (whole.plain_chunks, whole.adapted_chunks) == (0, CHUNKS - 1)
+    found = []
+    for part in (1.2, 0.8, 0.6, 0.3, 0.1, 0.01):
+        clock.now = 0.0
+        result = run(tmp_path / f"{part}", part * everything)
+        assert np.isfinite(result.nats).all()
+        assert clock.now <= max(part * everything, 330)
+        found.append((result.adapted_chunks, result.plain_chunks))
+    assert found[0] == (CHUNKS - 1, 0)
+    assert found == sorted(found, key=lambda pair: (-pair[0], pair[1]))
+    assert found[-1] == (0, CHUNKS)
+    assert any(0 < adapted < CHUNKS - 1 and plain == 0 for adapted, plain in found)
+    assert any(adapted == 0 and 0 < plain < CHUNKS for adapted, plain in found)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_resumed_run_decides_as_its_first_life(tmp_path: Path, clock: Clock) -> None:
+    def kill(scored: ScoredChunk) -> None:
+        if scored.index == 3:
+            raise KilledError
+
+    limit = 2200.0
+    whole = run(tmp_path / "whole", limit)
+    assert 0 < whole.adapted_chunks < 3
+    clock.now = 0.0
+    with pytest.raises(KilledError):
+        run(tmp_path / "x", limit, kill)
+    with (tmp_path / "x.journal").open("a") as file:
+        file.write('{"chunk": 4, "lear')
+    again = run(tmp_path / "x", 0.0)
+    assert again.adapted_chunks == whole.adapted_chunks
+    assert again.plain_chunks == 2
+    assert again.recorded_chunks == 4
+    stop = 4 * 64
+    assert again.nats[:stop].tobytes() == whole.nats[:stop].tobytes()
+    with Ledger(tmp_path / "twin", targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+        twin = ScoreFirst(TinyModel(), TOKENS, ledger, CONFIG)
+        for index in range(CHUNKS):
+            scored = twin.score(index, plainly=index >= 4)
+            if index < whole.adapted_chunks:
+                twin.adapt(scored)
+        assert again.nats.tobytes() == ledger.complete().tobytes()
+
+
+def test_a_journal_of_an_earlier_ledger_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "x.journal"
+    Journal(path, is_new=True).write(0, learned=False)
+    assert Journal(path, is_new=False).read(0, "learned") is False
+    assert Journal(path, is_new=True).read(0, "learned") is None
+    assert not path.exists()
+
+
+def test_rates_come_from_what_was_measured() -> None:
+    now = [0.0]
+    pace = Pace(100.0, 2.0, lambda: now[0])
+    assert pace.fits(score=47)
+    assert not pace.fits(score=48)  # 5 % are kept back
+    assert not pace.fits(adapt=16)
+    with pace.measure("score", 10):
+        now[0] += 5
+    assert pace.fits(score=180)
+    assert pace.fits(adapt=60)
+    with pace.measure("adapt", 10):
+        now[0] += 50
+    assert not pace.fits(adapt=9)
+    assert Pace(None).fits(score=10**12)
+    assert pace.seconds == {"score": 5.0, "plain": 0.0, "adapt": 50.0}
