@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "Where every byte of a .fly file is.",
     "bench": "Codecs side by side on your own tensors: bytes, overhead, speed.",
     "audit": "Check a submission folder: sizes, round trip, byte accounting.",
+    "stats": "Does a record beat others: every reading of the rule, with what it assumes.",
     "recipe": "List the recipes, or show one resolved.",
     "doctor": "What is installed, which kernels are live, what is missing.",
 }
