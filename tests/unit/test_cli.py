@@ -65,6 +65,7 @@ def test_flags_are_frozen() -> None:
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
         "audit": ["--budget", "--data", "--json", "--timeout", "folder"],
+        "stats": ["--json", "records"],
         "recipe": [],
         "doctor": ["--json"],
     }
