@@ -121,6 +121,15 @@ def test_sizes_that_differ_between_record_and_log(tmp_path):
     assert audited(folder)["record"][0] == "FAIL"
 
 
+def test_a_rerun_does_not_hide_the_log_that_agrees(tmp_path):
+    folder = make_folder(tmp_path / "entry")
+    text = (folder / "train_seed42.log").read_text().replace("368000ms", "602048ms")
+    (folder / "train_seed42_rerun.log").write_text(text.replace("val_bpb:1.0", "val_bpb:1.9"))
+    items = audited(folder)
+    assert items["record"][0] == "PASS"
+    assert "train_seed42_rerun.log evaluates for 602.048 s" in items["clocks"][1]
+
+
 def test_raw_source_over_the_cap_and_packed_source_under_it(tmp_path):
     filler = "x = '" + "".join(chr(97 + i * i % 26) for i in range(120_000)) + "'\n"
     items = audited(make_folder(tmp_path / "raw", script=filler, code=30_000, model=15_900_000,

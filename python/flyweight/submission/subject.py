@@ -106,13 +106,10 @@ class Subject:
         """What the record says of each seed."""
         return read_claims(self.record)
 
-    def log_of(self, seed: str) -> tuple[str, LogFacts] | None:
-        """The log of a seed, by its file name; of several the last one."""
+    def logs_of(self, seed: str) -> dict[str, LogFacts]:
+        """The logs of a seed, by their file names; a rerun has one of its own."""
         pattern = re.compile(rf"(?<![0-9]){re.escape(seed)}(?![0-9])")
-        found = [
-            (name, facts) for name, facts in self.published_logs.items() if pattern.search(name)
-        ]
-        return found[-1] if found else None
+        return {n: facts for n, facts in self.published_logs.items() if pattern.search(n)}
 
     @cached_property
     def result(self) -> dict[str, Any]:
