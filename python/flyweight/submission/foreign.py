@@ -132,9 +132,8 @@ def _check_record(subject: Subject) -> Verdict:
             continue
         seen += 1
         found = [_disagreements(claim, name, log) for name, log in logs.items()]
-        problems += min(
-            found, key=lambda each: len(each)
-        )  # of the original and its reruns one has to agree
+        closest: list[str] = min(found, key=len)  # of the original and its reruns one must agree
+        problems += closest
     if not subject.claims:
         return _check_mean(subject)
     if any("no log" not in problem for problem in problems):
