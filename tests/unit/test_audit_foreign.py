@@ -208,5 +208,12 @@ def test_records_in_other_dialects():
     assert read_runs({"val_bpb": None}, name="x").bpb == ()
 
 
+def test_numbers_that_are_none_are_left_out(tmp_path):
+    folder = make_folder(tmp_path / "entry", tokens=int("9" * 400), total=int("8" * 400), eval_ms=0)
+    assert audited(folder)["byte accounting"][0] == "WARN"
+    zeros = {"seed_results": {"1": {"val_bpb": 0, "val_loss": 0}}}
+    assert read_runs(zeros, name="x").bytes_per_token is None
+
+
 def test_anchors_are_those_of_the_validation_text():
     assert {text_bytes for _, text_bytes in ANCHORS.values()} == {151_080_891}

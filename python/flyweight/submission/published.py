@@ -24,6 +24,7 @@ _NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)"
 _SCORE = re.compile(rf"^(.*?)val_loss\s*[:=]\s*{_NUMBER},?\s+val_bpb\s*[:=]\s*{_NUMBER}(.*)$")
 _PROGRESS = re.compile(r"(?:step\s*[:=]?\s*)?[0-9]+/[0-9]+\s*$|step\s*[:=]?\s*[0-9]+\s*$")
 _EVALUATION = re.compile(rf"eval_time\s*[:=]\s*{_NUMBER}\s*(ms|s)\b|elapsed\s*[:=]\s*{_NUMBER}s\b")
+_MAX_DIGITS = 20
 _NOT_FINAL = ("diagnostic", "pre-quant", "pre_quant", "post_ema")
 _PATTERNS = {
     "code_bytes": re.compile(r"^code size:\s*([0-9,]+) bytes", re.IGNORECASE),
@@ -112,7 +113,7 @@ def read_log(text: str) -> LogFacts:
         if len(line) > 1000:
             continue
         for name, pattern in _PATTERNS.items():
-            if match := pattern.search(line):
+            if (match := pattern.search(line)) and len(match[1]) <= _MAX_DIGITS:
                 found[name] = int(match[1].replace(",", ""))
         if match := _SCORE.match(line):
             _read_score(match, found)
@@ -175,7 +176,7 @@ def read_runs(record: Mapping[str, Any], *, name: str) -> Runs:
         )
     if len(loss) != len(bpb):
         loss = []
-    ratio = sum(loss) / math.log(2.0) / sum(bpb) if loss and sum(bpb) > 0 else None
+    ratio = sum(loss) / math.log(2.0) / sum(bpb) if sum(loss) > 0 and sum(bpb) > 0 else None
     return Runs(name=name, bpb=tuple(bpb), loss=tuple(loss), bytes_per_token=ratio)
 
 
