@@ -20,9 +20,10 @@ from flyweight.submission.digest import weights_sha256
 from submission_samples import SEED, finished_run
 
 CHECKS = [
-    *("files", "sizes", "record", "container", "imports", "round trip", "byte accounting"),
-    "ledgers",
+    *("files", "sizes", "record", "container", "imports", "round trip", "clocks", "probes"),
+    *("documents", "byte accounting", "ledgers", "data", "statistics", "static scan"),
 ]
+FOR_A_PERSON = ["statistics"]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,12 @@ def test_an_honest_folder_passes(made):
     folder, data = made
     report = audit_folder(folder, data=data.folder, ledgers=folder.parent / "score")
     assert report.passed, report.to_markdown()
-    assert statuses(report) == dict.fromkeys(CHECKS, "PASS")
+    expected = dict.fromkeys(CHECKS, "PASS") | dict.fromkeys(FOR_A_PERSON, "WARN")
+    assert statuses(report) == expected
     assert "4 ledgers replayed: " in evidence(report, "ledgers")
+    assert "the rules want 3" in evidence(report, "statistics")
+    assert "C1 causality holds" in evidence(report, "probes")
+    assert "C1 permutation holds" in evidence(report, "documents")
     assert "difference 0.0e+00" in evidence(report, "round trip")
     assert f"{data.val.scored_bytes:,} bytes" in evidence(report, "byte accounting")
     assert "no self-extractor" in evidence(report, "sizes")
@@ -87,7 +92,8 @@ def test_a_flipped_byte_names_its_tensor(made, folder):
     data[at] ^= 1
     (folder / "model.fly").write_bytes(data)
     report = audit_folder(folder, data=made[1].folder)
-    assert report.failed == ["container", "round trip", "byte accounting"]
+    touched = ["container", "round trip", "probes", "documents", "byte accounting"]
+    assert report.failed == touched
     assert name in evidence(report, "container")
     assert "damaged" in evidence(report, "round trip")
 
@@ -153,6 +159,16 @@ def test_deeply_nested_json_is_a_finding(folder, name, depth):
 def test_deeply_nested_scripts_are_a_finding(folder, text):
     (folder / "train_gpt.py").write_text(text)
     assert "sizes" in audit_folder(folder).failed
+
+
+def test_602_seconds_fail(folder):
+    results = json.loads((folder / "submission.json").read_text())["seed_results"]
+    for field in ("train_data_seconds", "eval_seconds"):
+        late = {seed: {**result, field: 602.048} for seed, result in results.items()}
+        edit_record(folder, seed_results=late)
+        report = audit_folder(folder)
+        assert "clocks" in report.failed
+        assert f"{field} 602.048" in evidence(report, "clocks")
 
 
 def test_over_the_budget(folder):

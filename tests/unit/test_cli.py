@@ -66,6 +66,7 @@ def test_flags_are_frozen() -> None:
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
         "audit": ["--budget", "--data", "--json", "--ledgers", "--timeout", "folder"],
+        "stats": ["--json", "records"],
         "recipe": [],
         "doctor": ["--json"],
     }

@@ -112,6 +112,10 @@ def test_a_failed_audit_is_printed(tmp_path: Path) -> None:
     assert ", ".join(f"`{name}`" for name in names) in PAGE.read_text(encoding="utf-8")
 
 
+def test_stats() -> None:
+    assert_documented("stats", printed_by("stats", "1.07,1.08,1.06", "1.1,1.11"))
+
+
 def test_data(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]")
     texts = write_texts(tmp_path, TEXTS)

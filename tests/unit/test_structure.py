@@ -52,6 +52,8 @@ TORCH_FREE = [
     "flyweight.codecs.select",
     "flyweight.data.build",
     "flyweight.evaluate.config",
+    "flyweight.evaluate.probe_session",
+    "flyweight.evaluate.probes",
     "flyweight.format.inspect",
     "flyweight.model.config",
     "flyweight.numpy",

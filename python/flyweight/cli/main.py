@@ -33,7 +33,8 @@ VERBS = {
     "unpack": "A .fly file back to safetensors.",
     "inspect": "Where every byte of a .fly file is.",
     "bench": "Codecs side by side on your own tensors: bytes, overhead, speed.",
-    "audit": "Check a submission folder: sizes, round trip, byte accounting.",
+    "audit": "Check a submission folder: sizes, clocks, bytes, record, script; reads foreign ones.",
+    "stats": "Does a record beat others: every reading of the rule, with what it assumes.",
     "recipe": "List the recipes, or show one resolved.",
     "doctor": "What is installed, which kernels are live, what is missing.",
 }

@@ -11,10 +11,13 @@ from flyweight.data.info import load_data_info
 from flyweight.errors import DataError, FlyweightError
 from flyweight.submission.budget import CAP_BYTES
 from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE
-from flyweight.submission.checks import CHECKS, Status, Subject
+from flyweight.submission.checks import BUNDLE_CHECKS
 from flyweight.submission.claim import ARTIFACT_FILE
+from flyweight.submission.common_checks import COMMON_CHECKS
 from flyweight.submission.decode_streams import FlyError
+from flyweight.submission.foreign import FOREIGN_CHECKS
 from flyweight.submission.readme import markdown_table
+from flyweight.submission.subject import Status, Subject
 
 __all__ = ["AuditItem", "AuditReport", "audit_folder"]
 
@@ -70,9 +73,11 @@ def audit_folder(
 ) -> AuditReport:
     """Check a submission folder; **runs its script** where validation data is given.
 
+    Only the script of a bundle is run: what others wrote is read and never executed.
+
     Parameters
     ----------
-    folder : what `write_bundle` wrote
+    folder : what `write_bundle` wrote, or an entry of openai/parameter-golf
     data : folder of the validation shards and their tokenizer; without it nothing is scored
     budget_bytes : what code and model may have together
     timeout_seconds : after which the script is stopped
@@ -96,7 +101,8 @@ def audit_folder(
         ledgers=Path(ledgers) if ledgers is not None else None,
     )
     items = []
-    for name, check in CHECKS.items():
+    checks = BUNDLE_CHECKS if subject.is_bundle else FOREIGN_CHECKS
+    for name, check in (checks | COMMON_CHECKS).items():
         try:
             status, evidence = check(subject)
         except (FlyweightError, FlyError, OSError) as error:

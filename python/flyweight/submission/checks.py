@@ -1,28 +1,21 @@
-"""What the auditor checks.
+"""What the auditor checks in a bundle.
 
 A check is a function of a `Subject` that returns a status and what it saw, or raises: then it has
-failed, and the message is the evidence. `CHECKS` lists them in the order of the report.
+failed, and the message is the evidence. These are for folders that flyweight wrote.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.data.byte_counts import ByteTable
-from flyweight.data.facts import DataInfo
+from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import iter_chunks, read_shard
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError
@@ -33,141 +26,25 @@ from flyweight.submission.bundle import (
     RECORD_FILE,
     REQUIREMENTS_FILE,
     SCRIPT_FILE,
-    log_name,
 )
 from flyweight.submission.check_ledgers import replay_scores
 from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
-from flyweight.submission.record import MEASURED
+from flyweight.submission.model_checks import MODEL_CHECKS
+from flyweight.submission.record import CLOCK_SECONDS, MEASURED
+from flyweight.submission.subject import RESULT, Status, Subject, Verdict, parse_object, value_at
 from flyweight.train.config import CONTAMINATED
 
-__all__ = ["BPB_TOLERANCE", "CHECKS", "Status", "Subject"]
-
-Status: TypeAlias = Literal["PASS", "WARN", "FAIL"]
-Verdict: TypeAlias = tuple[Status, str]
+__all__ = ["BPB_TOLERANCE", "BUNDLE_CHECKS"]
 
 BPB_TOLERANCE = {"cpu": 1e-6, "cuda": 1e-4}
 """Largest difference in bits per byte of a repeated score. The same machine and versions give the
 same bits on the CPU; other CPUs sum in another order, and CUDA's attention may do so in each run.
 """
-_RESULT = "the script's result"
+MOST_REPEATED = 0.01
+"""Share of validation documents in the training split that is taken for repeated pages."""
 _CODEC_IMPORTS = ("brotli", "zstandard")
-
-
-class Subject:
-    """What the checks look at, read once when first asked for.
-
-    Parameters
-    ----------
-    root : the submission folder
-    data : validation shards and their facts, if any
-    budget_bytes : what code and model may have together
-    timeout_seconds : after which the script is stopped
-    ledgers : folder with a ledger for each recorded score, if any
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        data: DataInfo | None,
-        budget_bytes: int,
-        timeout_seconds: float,
-        ledgers: Path | None = None,
-    ) -> None:
-        self.root, self.data, self.ledgers = root, data, ledgers
-        self.budget_bytes, self.timeout_seconds = budget_bytes, timeout_seconds
-
-    def read(self, name: str) -> bytes:
-        """A file's bytes; a missing file is a `DataError`."""
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            raise DataError(f"{name} is missing") from None
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """``submission.json``."""
-        return _parse(self.read(RECORD_FILE), RECORD_FILE)
-
-    def recorded(self, name: str, *kinds: type) -> Any:
-        """One field of the record."""
-        return _value(self.record, RECORD_FILE, name, kinds=kinds)
-
-    @property
-    def logs(self) -> list[str]:
-        """File names of the logs that there must be, at least one."""
-        seeds = self.recorded("seeds", list)
-        if not seeds or any(type(seed) is not int for seed in seeds):
-            raise DataError(f"{RECORD_FILE}: field seeds is {seeds!r}, expected one or more ints")
-        return [log_name(seed) for seed in seeds]
-
-    @cached_property
-    def script(self) -> ast.Module:
-        """``train_gpt.py``, parsed but not run."""
-        try:
-            return ast.parse(self.read(SCRIPT_FILE))
-        except (SyntaxError, ValueError) as error:
-            raise DataError(f"{SCRIPT_FILE}: not Python that can be read: {error}") from error
-        except (RecursionError, MemoryError) as error:  # the latter is the parser's own stack
-            raise DataError(f"{SCRIPT_FILE}: nested too deeply to be read") from error
-
-    @cached_property
-    def result(self) -> dict[str, Any]:
-        """What the script finds when it runs on the data, in a process of its own."""
-        assert self.data is not None
-        self.read(SCRIPT_FILE)
-        device = "cpu" if self.record.get("device") == "cpu" else "auto"
-        with tempfile.TemporaryDirectory() as scratch:
-            out = Path(scratch, "result.json")
-            options = ["--data", str(self.data.folder.resolve()), "--device", device]
-            self._run([SCRIPT_FILE, *options, "--out", str(out)])
-            return _parse(out.read_bytes() if out.exists() else b"", _RESULT)
-
-    def _run(self, command: list[str]) -> None:
-        # -P and no PYTHON* variables: neither the folder nor a source tree can be imported.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", *command],
-                cwd=self.root,
-                env=environment,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self.timeout_seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            limit = f"{self.timeout_seconds:.0f} s"
-            raise DataError(f"{command[0]} did not end within {limit}") from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-            raise DataError(f"{command[0]} ended with exit code {done.returncode}: {last}")
-
-
-def _parse(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{name}: not JSON: {error}") from error
-    except RecursionError as error:
-        raise DataError(f"{name}: nested too deeply to be read") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{name}: expected a JSON object, got {type(found).__name__}")
-    return found
-
-
-def _value(facts: Any, source: str, *path: str, kinds: tuple[type, ...] = (int, float)) -> Any:
-    """A field of nested objects, of the kinds expected; anything else is a `DataError`."""
-    for key in path:
-        if not isinstance(facts, dict) or key not in facts:
-            raise DataError(f"{source}: field {'.'.join(path)} is missing")
-        facts = facts[key]
-    if not isinstance(facts, kinds):
-        raise DataError(f"{source}: field {'.'.join(path)} is {facts!r}")
-    return facts
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -202,7 +79,7 @@ def _check_sizes(subject: Subject) -> Verdict:
         if recorded != found:
             return "FAIL", f"{RECORD_FILE}: bytes_{part} is {recorded:,}, found {found:,}"
     for seed, result in subject.recorded("seed_results", dict).items():
-        size = _value(result, f"{RECORD_FILE} seed {seed}", "artifact_bytes", kinds=(int,))
+        size = value_at(result, f"{RECORD_FILE} seed {seed}", "artifact_bytes", kinds=(int,))
         if size > subject.budget_bytes:
             return "FAIL", f"seed {seed} has {size:,} bytes; {evidence}"
     if budget.margin_bytes < 0:
@@ -218,7 +95,7 @@ def _check_record(subject: Subject) -> Verdict:
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
     for name in subject.logs:
-        lines = [_parse(line, name) for line in subject.read(name).splitlines()]
+        lines = [parse_object(line, name) for line in subject.read(name).splitlines()]
         logged = next((line for line in reversed(lines) if line.get("event") == "record"), None)
         if logged is None:
             return "FAIL", f"{name}: no line with the event 'record'"
@@ -274,18 +151,18 @@ def _check_round_trip(subject: Subject) -> Verdict:
     if subject.data is None:
         return "WARN", "not run: no validation data was given"
     result, recorded = subject.result, subject.recorded("val_bpb", float)
-    weights = _value(result, _RESULT, "weights_sha256", kinds=(str,))
+    weights = value_at(result, RESULT, "weights_sha256", kinds=(str,))
     if weights != subject.recorded("weights_sha256", str):
         return "FAIL", f"weights {weights}, recorded {subject.record['weights_sha256']}"
     # Floats only: an int of 400 digits is JSON too, and does not fit the arithmetic below.
-    coverage = _value(result, _RESULT, "coverage", kinds=(float,))
+    coverage = value_at(result, RESULT, "coverage", kinds=(float,))
     if coverage != 1.0:
         return "FAIL", f"only {coverage:.6%} of the targets are scored"
-    bpb = _value(result, _RESULT, "score", "bpb", kinds=(float,))
-    device = _value(result, _RESULT, "device", kinds=(str,))
+    bpb = value_at(result, RESULT, "score", "bpb", kinds=(float,))
+    device = value_at(result, RESULT, "device", kinds=(str,))
     on_cpu = device == subject.record.get("device") == "cpu"
     tolerance = BPB_TOLERANCE["cpu" if on_cpu else "cuda"]
-    seconds = _value(result, _RESULT, "decode_seconds", kinds=(float,))
+    seconds = value_at(result, RESULT, "decode_seconds", kinds=(float,))
     difference = abs(bpb - recorded)
     evidence = (
         f"{bpb!r} bpb on {device}, recorded {recorded!r}: difference {difference:.1e}, tolerance "
@@ -311,12 +188,12 @@ def _check_bytes(subject: Subject) -> Verdict:
         "targets": sum(read_shard(path).size for path in shards) - 1,
     }
     facts = {"bytes": data.val.scored_bytes, "targets": data.val.scored_targets}
-    sources = {"data.json": facts, _RESULT: _value(subject.result, _RESULT, "score", kinds=(dict,))}
+    sources = {"data.json": facts, RESULT: value_at(subject.result, RESULT, "score", kinds=(dict,))}
     for name, score in subject.recorded("scores", dict).items():
         sources[f"{RECORD_FILE} {name}"] = score
     for source, numbers in sources.items():
         for key, expected in counted.items():
-            found = _value(numbers, source, key)
+            found = value_at(numbers, source, key)
             if found != expected:
                 return "FAIL", f"{source} has {found:,} {key}, the shards have {expected:,}"
     source = f"table of {codes.size} ids equals the tokenizer's" if codes.size else "byte sidecars"
@@ -332,9 +209,42 @@ def _check_ledgers(subject: Subject) -> Verdict:
         return "WARN", "not replayed: no validation data or no ledgers were given"
     scores = subject.recorded("scores", dict)
     for name in scores:
-        _value(scores, RECORD_FILE, name, "chain", kinds=(str,))
+        value_at(scores, RECORD_FILE, name, "chain", kinds=(str,))
     wrong, evidence = replay_scores(subject.ledgers, subject.data, scores)
     return ("FAIL", wrong[0]) if wrong else ("PASS", evidence)
+
+
+def _check_clocks(subject: Subject) -> Verdict:
+    """Training data untouched and evaluation over after 600 s, on every seed."""
+    said, late = [], []
+    for seed, result in subject.recorded("seed_results", dict).items():
+        for field in ("train_data_seconds", "eval_seconds"):
+            seconds = value_at(result, f"{RECORD_FILE} seed {seed}", field, kinds=(int, float))
+            said.append(f"seed {seed}: {field} {seconds:.3f}")
+            if not seconds <= CLOCK_SECONDS:
+                late.append(said[-1])
+    if late:
+        return "FAIL", f"over {CLOCK_SECONDS:.0f} s: {', '.join(late)}"
+    return "PASS", f"{', '.join(said)}; decoding is outside of the clock"
+
+
+def _check_data(subject: Subject) -> Verdict:
+    """No validation document is a training document, by hash of its tokens."""
+    data = subject.data
+    if data is None:
+        return "WARN", "not checked: no validation data was given"
+    if not data.train.shards:
+        return "WARN", "not checked: the folder has no training shards"
+    overlap = overlapping_documents(data.folder, data.folder)
+    evidence = (
+        f"{overlap.shared_val:,} of {overlap.val_documents:,} validation documents are training "
+        "documents"
+    )
+    if not overlap.shared_val:
+        return "PASS", evidence
+    # Web text repeats a page now and then; a split that went wrong repeats most of them.
+    found: Status = "FAIL" if overlap.share > MOST_REPEATED else "WARN"
+    return found, f"{evidence}, the first as {overlap.first}"
 
 
 def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
@@ -348,13 +258,16 @@ def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
     raise DataError(f"{SCRIPT_FILE}: no byte table found in it")
 
 
-CHECKS: dict[str, Callable[[Subject], Verdict]] = {
+BUNDLE_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     "files": _check_files,
     "sizes": _check_sizes,
     "record": _check_record,
     "container": _check_container,
     "imports": _check_imports,
     "round trip": _check_round_trip,
+    "clocks": _check_clocks,
+    **MODEL_CHECKS,
     "byte accounting": _check_bytes,
     "ledgers": _check_ledgers,
+    "data": _check_data,
 }

@@ -1,0 +1,57 @@
+"""Checks of the auditor that are the same for every folder: statistics and the static scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean, stdev
+
+from flyweight.submission.bundle import RECORD_FILE
+from flyweight.submission.published import read_runs
+from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.subject import Subject, Verdict
+
+__all__ = ["COMMON_CHECKS"]
+
+
+def _check_statistics(subject: Subject) -> Verdict:
+    """How many seeds there are and how much they vary; a comparison needs a second record."""
+    runs = read_runs(subject.record, name=RECORD_FILE)
+    if not runs.bpb:
+        return "WARN", f"{RECORD_FILE} has no val_bpb that is a number"
+    evidence = f"{len(runs.bpb)} seeds, mean {fmean(runs.bpb):.8f} bpb"
+    mean = subject.record.get("val_bpb")
+    if isinstance(mean, float) and len(runs.bpb) > 1:
+        evidence += f", standard deviation {stdev(runs.bpb):.6f}, recorded {mean!r}"
+        if abs(mean - fmean(runs.bpb)) > 1e-5:
+            best = " (the best seed)" if mean == min(runs.bpb) else ""
+            return "WARN", f"{evidence}: the record is not the mean of its seeds{best}"
+    if len(runs.bpb) < 3:
+        return "WARN", f"{evidence}; the rules want 3"
+    return "PASS", f"{evidence}; compare records with `flyweight stats`"
+
+
+def _check_scan(subject: Subject) -> Verdict:
+    """Every layer of the script, unpacked without running it, searched for known mistakes."""
+    findings: list[Finding] = []
+    problems: list[str] = []
+    for source in subject.sources:
+        problems += source.problems
+        if not any("not Python" in problem for problem in source.problems):
+            findings += scan_source(source)
+    layers = " then ".join(
+        f"{source.name.rpartition(' > ')[2]} ({len(source.text):,})" for source in subject.sources
+    )
+    said = "; ".join(map(str, sorted(findings, key=lambda each: each.status)))
+    evidence = "; ".join(filter(None, [f"scanned {layers}", *problems, said]))
+    if any(finding.status == "FAIL" for finding in findings):
+        return "FAIL", evidence
+    if findings or problems:
+        return "WARN", evidence
+    names = sorted({name for source in subject.sources for name in opened_files(source)})
+    return "PASS", f"{evidence}; no finding; names of files in it: {', '.join(names) or 'none'}"
+
+
+COMMON_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
+    "statistics": _check_statistics,
+    "static scan": _check_scan,
+}

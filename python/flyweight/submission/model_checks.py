@@ -1,0 +1,102 @@
+"""Probes of the model in a bundle; imports torch when it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.evaluate.probes import (
+    Predictor,
+    Scorer,
+    Verdict,
+    probe_bos_reset,
+    probe_causality,
+    probe_normalization,
+    probe_permutation,
+)
+from flyweight.submission.claim import ARTIFACT_FILE
+from flyweight.submission.decoder import decode_fly
+from flyweight.submission.subject import Subject
+from flyweight.submission.subject import Verdict as Outcome
+
+__all__ = ["MODEL_CHECKS"]
+
+_TOKENS = 64
+_BOS = 1
+_DOCUMENT = 16
+_LEFT_OPEN = "not run: no validation data was given"
+
+
+def _check_probes(subject: Subject) -> Outcome:
+    """Conditions 1 and 2 on the decoded model; 3 and 4 are what the script's ledger enforces."""
+    if subject.data is None:
+        return "WARN", _LEFT_OPEN
+    predict, vocab_size, _ = _load(subject)
+    tokens = _sample(vocab_size)
+    verdicts = [
+        probe_causality(predict, tokens, vocab_size=vocab_size),
+        probe_normalization(predict, tokens, vocab_size=vocab_size),
+    ]
+    return _outcome(verdicts, "C3 C4: the script scores through a ledger that takes a target once")
+
+
+def _check_documents(subject: Subject) -> Outcome:
+    """Scores do not change with later documents, nor, where the model claims it, with earlier."""
+    if subject.data is None:
+        return "WARN", _LEFT_OPEN
+    predict, vocab_size, masks = _load(subject)
+    tokens, score = _sample(vocab_size), _read_off(predict)
+    verdicts = [probe_permutation(score, tokens, bos_id=_BOS)]
+    note = "BOS reset: not claimed, the model attends across documents"
+    if masks:
+        verdicts.append(probe_bos_reset(score, tokens, vocab_size=vocab_size, bos_id=_BOS))
+        note = ""
+    return _outcome(verdicts, note)
+
+
+def _outcome(verdicts: list[Verdict], note: str) -> Outcome:
+    passed = all(verdict.passed for verdict in verdicts)
+    return ("PASS" if passed else "FAIL"), "; ".join([*map(str, verdicts), *filter(None, [note])])
+
+
+def _load(subject: Subject) -> tuple[Predictor, int, bool]:
+    """The model of a bundle as a predictor, its vocabulary, and whether it masks documents."""
+    import torch
+
+    from flyweight.model.config import ModelConfig
+    from flyweight.submission.entry import build_model
+
+    tensors, fields = decode_fly(subject.read(ARTIFACT_FILE))
+    model, config = build_model(tensors, fields).eval(), ModelConfig.from_fields(fields)
+
+    def predict(tokens: NDArray[Any]) -> NDArray[Any]:
+        with torch.inference_mode():
+            logits_BTV = model(torch.from_numpy(tokens[None, :-1].astype(np.int64)))
+            rows: NDArray[Any] = logits_BTV[0].float().log_softmax(-1).numpy()
+        return rows
+
+    return predict, config.vocab_size, config.document_mask
+
+
+def _read_off(predict: Predictor) -> Scorer:
+    def score(tokens: NDArray[Any]) -> NDArray[Any]:
+        rows = predict(tokens)
+        return -rows[np.arange(len(rows)), tokens[1:].astype(np.int64)]
+
+    return score
+
+
+def _sample(vocab_size: int) -> NDArray[np.int64]:
+    """Documents of random tokens, ``(65,)``, each begins with the BOS."""
+    tokens = np.random.default_rng(0).integers(_BOS + 1, vocab_size, size=_TOKENS + 1)
+    tokens[::_DOCUMENT] = _BOS
+    return tokens
+
+
+MODEL_CHECKS: dict[str, Callable[[Subject], Outcome]] = {
+    "probes": _check_probes,
+    "documents": _check_documents,
+}

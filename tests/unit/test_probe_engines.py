@@ -1,0 +1,81 @@
+"""The probes on flyweight's own engines: all of them pass, and an engine out of order is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+
+from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.ledger import Ledger  # noqa: E402
+from flyweight.evaluate.probe_session import (  # noqa: E402
+    entries_of,
+    probe_ledger,
+    probe_score_before_update,
+)
+from flyweight.evaluate.probes import probe_one_pass  # noqa: E402
+from flyweight.evaluate.ttt import Plain, ScoredChunk, ScoreFirst, Sliding  # noqa: E402
+from tiny_model import VOCAB, TinyModel  # noqa: E402
+
+TOKENS = np.random.default_rng(7).integers(0, VOCAB, 97).astype(np.uint16)
+CONFIG = ScoreConfig(
+    protocol="score-first",
+    seq_len=16,
+    stride=8,
+    chunk_targets=32,
+    last_blocks=1,
+    learning_rate=1e-2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class AdaptsFirst(ScoreFirst):
+    """Learns from a chunk before it scores it, which takes going behind the engine's back."""
+
+    def score(self, index: int) -> ScoredChunk:
+        windows = self.chunks[index]
+        self._step(self._sequences(windows.start, windows.stop)[:1])
+        return super().score(index)
+
+
+def maker(engine: type[Any], folder: Path) -> Callable[[NDArray[Any]], Any]:
+    numbers, model = count(), TinyModel(depth=1)
+
+    def make(tokens: NDArray[Any]) -> Any:
+        ledger = Ledger(
+            folder / f"{next(numbers)}.ledger", targets=tokens.size - 1, binding=bytes(32)
+        )
+        return engine(model, tokens, ledger, CONFIG)
+
+    return make
+
+
+@pytest.mark.parametrize("engine", [Plain, Sliding, ScoreFirst])
+def test_engines_score_before_they_learn(engine: type[Any], tmp_path: Path) -> None:
+    make = maker(engine, tmp_path)
+    verdict = probe_score_before_update(make, TOKENS, vocab_size=VOCAB)
+    assert verdict.passed, str(verdict)
+    session = make(TOKENS)
+    assert probe_one_pass(entries_of(session), expected=96).passed
+    assert probe_ledger(session.ledger.path, expected=96).passed
+
+
+def test_an_engine_that_adapts_first(tmp_path: Path) -> None:
+    make = maker(AdaptsFirst, tmp_path)
+    verdict = probe_score_before_update(make, TOKENS, vocab_size=VOCAB)
+    assert not verdict.passed
+    assert verdict.name == "C3 score before update"

@@ -1,0 +1,266 @@
+"""Static unpacking and the scan: sources are found without running them, mistakes by rule."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import lzma
+import zlib
+
+import brotli
+import pytest
+
+from flyweight.errors import DataError
+from flyweight.submission.fstrings import downgrade_fstrings
+from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.unpack_script import (
+    MAX_SOURCE_BYTES,
+    Source,
+    parse_source,
+    unpack_script,
+)
+
+PLAIN = "print('inner')\nx = 1\n"
+RAW = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
+
+
+def unpacked(tmp_path, text, **files):
+    (tmp_path / "train_gpt.py").write_text(text)
+    for name, content in files.items():
+        (tmp_path / f"{name}.py").write_text(content)
+    return unpack_script(tmp_path / "train_gpt.py")
+
+
+def packed(source):
+    return base64.b85encode(lzma.compress(source.encode(), **RAW)).decode()
+
+
+BZ2 = bz2.compress(PLAIN.encode()).hex()
+BROTLI = base64.b85encode(brotli.compress(PLAIN.encode())).decode()
+WRAPPERS = {
+    "lzma raw, base85": "import lzma as L,base64 as B\n"
+    f'exec(L.decompress(B.b85decode("{packed(PLAIN)}"),format=L.FORMAT_RAW,'
+    'filters=[{"id":L.FILTER_LZMA2}]))',
+    "lzma xz, base64": "import lzma, base64\n"
+    f"DATA = {base64.b64encode(lzma.compress(PLAIN.encode()))!r}\n"
+    "exec(compile(lzma.decompress(base64.b64decode(DATA)), 'x', 'exec'))",
+    "zlib, ascii85": "from zlib import decompress\nfrom base64 import a85decode as a\n"
+    f"exec(decompress(a({base64.a85encode(zlib.compress(PLAIN.encode()))!r})).decode('utf-8'))",
+    "bz2, hex": f"import bz2\nexec(bz2.decompress(bytes.fromhex('{BZ2}')))",
+    "brotli, in parts": "import brotli, base64\nP = 'x'\n"
+    f"A = {BROTLI[:9]!r}\nexec(brotli.decompress(base64.b85decode(A + {BROTLI[9:]!r})))",
+    "imports in place": f"exec(__import__('zlib').decompress({zlib.compress(PLAIN.encode())!r}))",
+    "reversed": f"exec({PLAIN[::-1]!r}[::-1])",
+}
+
+
+@pytest.mark.parametrize("text", WRAPPERS.values(), ids=WRAPPERS)
+def test_packed_sources_are_found(tmp_path, text):
+    layers = unpacked(tmp_path, text)
+    assert [layer.text for layer in layers] == [text, PLAIN]
+    assert layers[1].packed
+    assert not any(layer.problems for layer in layers)
+
+
+def test_layers_in_layers_and_other_files(tmp_path):
+    inner = f"import zlib\nexec(zlib.decompress({zlib.compress(PLAIN.encode())!r}))"
+    reader = 'exec(open(__file__.replace("train_gpt.py","other.py")).read())'
+    layers = unpacked(tmp_path, reader, other=inner)
+    assert [layer.text for layer in layers] == [reader, inner, PLAIN]
+    assert [layer.packed for layer in layers] == [False, False, True]
+    assert layers[1].name == "train_gpt.py > other.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("exec(something())", "no static value for a call of 'something'"),
+        ("exec(open('../secret.py').read())", "is no file of the folder"),
+        ("exec(open('/etc/passwd').read())", "is no file of the folder"),
+        ("import zlib\nexec(zlib.decompress(b'junk'))", "zlib.decompress: Error"),
+        ("import brotli\nexec(brotli.decompress(b'junk'))", "brotli: the stream ends too early"),
+        ("import lzma\nexec(lzma.decompress(b'junk'))", "lzma.decompress"),
+        ("exec(1)", "a int is no source"),
+        ("import os\nexec(os.environ['X'])", "no static value for"),
+        ("x = x\nexec(x)", "nested too deeply"),
+        ("exec('a' + b'b')", "a sum of str and bytes"),
+    ],
+)
+def test_what_cannot_be_found_is_said(tmp_path, text, problem):
+    layers = unpacked(tmp_path, text)
+    assert any(problem in line for layer in layers for line in layer.problems), layers
+
+
+@pytest.mark.parametrize(
+    ("module", "compress"),
+    [("zlib", zlib.compress), ("bz2", bz2.compress), ("lzma", lzma.compress),
+     ("brotli", lambda data: brotli.compress(data, quality=5))],
+)  # fmt: skip
+def test_bombs_are_a_finding(tmp_path, module, compress):
+    bomb = compress(bytes(MAX_SOURCE_BYTES + 10))
+    layers = unpacked(tmp_path, f"import {module}\nexec({module}.decompress({bomb!r}))")
+    assert len(layers) == 1
+    assert "unpacks to more than 8,000,000 bytes" in layers[0].problems[0]
+
+
+def test_windows_that_take_too_much_memory(tmp_path):
+    text = (
+        "import lzma\nexec(lzma.decompress(b'x', format=lzma.FORMAT_RAW, "
+        "filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': 4000000000}]))"
+    )
+    assert "window" in unpacked(tmp_path, text)[0].problems[0]
+
+
+def test_endless_layers_end(tmp_path):
+    layers = unpacked(tmp_path, "exec(open(__file__).read())")
+    assert len(layers) == 8
+    assert "more than 8 layers" in layers[-1].problems[0]
+
+
+def test_scripts_that_are_none(tmp_path):
+    with pytest.raises(DataError, match="not Python"):
+        unpacked(tmp_path, "def")
+    with pytest.raises(DataError, match="is missing"):
+        unpack_script(tmp_path / "no.py")
+    layers = unpacked(tmp_path, "exec('def')")
+    assert "not Python" in layers[1].problems[0]
+
+
+def test_fstrings_of_newer_pythons():
+    new = 'x = f"{a["k"]:.2f} {{}} {"\\n".join(b)}" # f"{"\ny = "plain {a["\n'
+    old = downgrade_fstrings(new)
+    assert old.count("\n") == new.count("\n")
+    assert "f\"{a['k']:.2f} {{}} {'n'.join(b)}\"" in old
+    assert len(parse_source('x = f"{a["k"]}"\ny = 1', "x").body) == 2
+
+
+# --- the scan -------------------------------------------------------------------------------------
+
+
+def found(text):
+    source = Source(name="x", text=text, packed=False, problems=())
+    return {(finding.rule, finding.status) for finding in scan_source(source)}
+
+
+SCORE_FIRST = """
+def evaluate(model, val_tokens):
+    for chunk in range(9):
+        part = val_tokens[chunk : chunk + 2]
+        with torch.inference_mode():
+            nats = model(part)
+        for _ in range(3):
+            loss = model(part)
+            loss.backward()
+"""
+TRAINS_FIRST = """
+def adapt(model, tokens):
+    for epoch in range(30):
+        loss = model(tokens)
+        loss.backward()
+
+def main():
+    val_tokens = load()
+    adapt(model, val_tokens)
+    with torch.no_grad():
+        model(val_tokens)
+"""
+TRAINS_ON_TRAINING_DATA = """
+def main():
+    val_tokens, best = load(), 9
+    while True:
+        score(val_tokens)
+        x, y = loader.next_batch()
+        loss = model(x, y)
+        loss.backward()
+"""
+
+
+def test_the_order_of_scoring_and_training():
+    assert found(SCORE_FIRST) == {("train after score", "WARN")}
+    assert found(TRAINS_FIRST) == {("train before score", "FAIL")}
+    assert found(TRAINS_FIRST.replace("loss.backward()", "torch.autograd.backward(loss)")) == {
+        ("train before score", "FAIL")
+    }
+    assert found(TRAINS_ON_TRAINING_DATA) == set()
+
+
+def test_training_in_a_helper_after_scoring():
+    text = """
+def learn(model, rows):
+    loss = model(rows)
+    loss.backward()
+
+@torch.no_grad()
+def score(model, rows):
+    return model(rows)
+
+def evaluate(model, val_data):
+    for rows in val_data.chunks():
+        score(model, rows)
+        learn(model, rows)
+"""
+    assert found(text) == {("train after score", "WARN")}
+    swapped = text.replace(
+        "        score(model, rows)\n        learn(model, rows)\n",
+        "        learn(model, rows)\n        score(model, rows)\n",
+    )
+    assert found(swapped) == {("train before score", "FAIL")}
+
+
+def test_targets_in_lookup_keys():
+    text = """
+def look(counts, ctx, tgt, mask):
+    full_key = ((ctx * 36313) ^ (tgt * 27191)) & mask
+    return counts[full_key]
+"""
+    assert found(text) == {("target in a lookup key", "FAIL")}
+    assert found(text.replace("return counts[full_key]", "counts[full_key] = 1")) == {
+        ("target in a lookup key", "WARN")
+    }
+    assert found(text.replace("tgt", "older")) == set()
+
+
+TABLE = """
+def build_table(sp, n):
+    assert sp.piece_to_id("▁") != sp.unk_id()
+    for i in range(n):
+        if sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i):
+            continue
+        if sp.is_byte(i):
+            base[i] = 1
+            continue
+        piece = sp.id_to_piece(i)
+        if piece.startswith("▁"):
+            has_leading_space[i] = True
+            piece = piece[1:]
+        base[i] = len(piece.encode("utf-8"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        ('len(piece.encode("utf-8"))', 'len(piece.encode("utf-8")) + 1', "FAIL"),
+        ("base[i] = 1\n", "base[i] = len(sp.id_to_piece(i).encode())\n", "FAIL"),
+        (" or sp.is_unused(i)", "", "FAIL"),
+        ('    assert sp.piece_to_id("▁") != sp.unk_id()\n', "", "WARN"),
+    ],
+)
+def test_wrong_byte_tables(old, new, status):
+    assert found(TABLE) == set()
+    assert old in TABLE
+    assert found(TABLE.replace(old, new)) == {("byte table", status)}
+
+
+def test_a_leading_space_counted_only_in_the_table_is_for_a_person():
+    text = TABLE.replace('encode("utf-8"))', 'encode("utf-8")) + 1').replace(
+        "has_leading_space", "x"
+    )
+    assert found(text) == {("byte table", "WARN")}
+
+
+def test_files_and_findings_as_text():
+    source = Source(name="x", text="open('a.bin'); b = 'no file'", packed=False, problems=())
+    assert opened_files(source) == ["a.bin"]
+    finding = Finding(rule="r", status="FAIL", line=3, evidence="e")
+    assert str(finding) == "r: line 3: e"
