@@ -65,7 +65,7 @@ def test_flags_are_frozen() -> None:
         "unpack": ["--json", "--out", "--threads", "-o", "artifact"],
         "inspect": ["--json", "--losers", "artifact"],
         "bench": ["--bits", "--codecs", "--json", "--plot", "model"],
-        "audit": ["--budget", "--data", "--json", "--timeout", "folder"],
+        "audit": ["--budget", "--data", "--json", "--ledgers", "--timeout", "folder"],
         "recipe": [],
         "doctor": ["--json"],
     }
