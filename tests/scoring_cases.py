@@ -10,7 +10,7 @@ import numpy as np
 
 from flyweight.errors import FlyweightError
 from flyweight.evaluate import sharded
-from flyweight.evaluate.config import AdaptConfig, ScoreConfig
+from flyweight.evaluate.config import AdaptConfig, LoraConfig, NgramConfig, ScoreConfig
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult
 from flyweight.evaluate.ttt import score_stream
@@ -30,11 +30,17 @@ CONFIGS = {
         )
         if protocol == "score-first"
         else None,
+        lora=LoraConfig(match=("blocks.*.qkv",), step_targets=8, documents=2)
+        if protocol == "per-document"
+        else None,
+        ngram=NgramConfig(orders=(1, 2), table_bits=10) if name == "hints" else None,
     )
     for name, protocol, chunk_targets, sequences in (
         ("plain", "plain", 64, 1),
         ("sliding", "sliding", 64, 1),
         ("sliding-small-chunks", "sliding", 8, 1),  # fewer batches than processes
+        ("hints", "sliding", 64, 1),
+        ("per-document", "per-document", 200, 1),
         ("score-first", "score-first", 64, 3),
         ("score-first-single", "score-first", 64, 1),  # fewer sequences than processes
     )

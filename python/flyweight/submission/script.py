@@ -1,9 +1,9 @@
 """The composer of ``train_gpt.py``: modules of flyweight, one after the other, in one file.
 
 The result needs torch, NumPy and the standard library. It is readable source: statements are
-written out by `ast.unparse`, docstrings and comments stay behind in the package. What the entry
-point does not reach is left out: definitions by their name, methods where no code that is shipped
-has an attribute or a text of their name.
+written out by `ast.unparse`; docstrings, comments and types of functions stay behind in the
+package. What the entry point does not reach is left out: definitions by their name, methods where
+no code that is shipped has an attribute or a text of their name.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def write_script(claim: Claim) -> bytes:
     """Bytes of a ``train_gpt.py`` that makes this claim."""
     values = "".join(f"    {f.name}={getattr(claim, f.name)!r},\n" for f in fields(claim))
     used = {config.method: ENGINE_NAMES[config.method] for config in claim.protocols.values()}
-    entries = ("main", *used.values())
+    entries = ("main", "Claim", *used.values())
     modules = compose({name: _module_text(name) for name in MODULES}, entries=entries)
     script = _SCRIPT.format(
         version=flyweight.__version__,
@@ -177,12 +177,22 @@ def _take_apart(module: str, text: str, known: dict[str, str]) -> _Source:
         elif isinstance(node, _Definition):
             if "__all__" not in _bound_names(node):
                 _refuse_inner_imports(module, node)
-                definitions.append(node)
+                definitions.append(_without_hints(node))
         elif not _is_docstring(node):
             raise InvalidArgumentError(
                 f"script: {module} line {node.lineno}: only imports and definitions can be shipped"
             )
     return _Source(module=module, definitions=definitions, imports=imports)
+
+
+def _without_hints(node: _Definition) -> _Definition:
+    """Functions without the types of what they take and give, which are for readers."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef):
+            inner.returns = None
+        elif isinstance(inner, ast.arg):
+            inner.annotation = None
+    return node
 
 
 def _check_shipped(module: str, node: ast.ImportFrom, known: dict[str, str]) -> None:
