@@ -260,13 +260,10 @@ def _block_mask(ids_BT: Tensor) -> BlockMask:
     return BlockMask((length, length), *keys, *queries, (_BLOCK, _BLOCK), sees)
 
 
-@torch.library.custom_op("flyweight::document_blocks", mutates_args=())
-def _document_blocks(ids_BT: Tensor) -> list[Tensor]:
+def _find_blocks(ids_BT: Tensor) -> list[Tensor]:
     """What blocks of keys each block of queries sees in part and in whole, and the other way round.
 
-    From the first and last document of each block: ids never fall, so no pair is looked at. It is
-    an operator of its own so that compilers leave its layout alone, which FlexAttention's kernels
-    take for granted.
+    From the first and last document of each block: ids never fall, so no pair is looked at.
     """
     length = ids_BT.shape[1]
     last_BN = nn.functional.pad(ids_BT, (0, -length % _BLOCK), value=-1)[:, _BLOCK - 1 :: _BLOCK]
@@ -281,11 +278,27 @@ def _document_blocks(ids_BT: Tensor) -> list[Tensor]:
     return [listed for seen_BNN in chosen for listed in _listed(seen_BNN)]
 
 
-@_document_blocks.register_fake
-def _fake_document_blocks(ids_BT: Tensor) -> list[Tensor]:
+def _shape_blocks(ids_BT: Tensor) -> list[Tensor]:
     batch, blocks = len(ids_BT), -(-ids_BT.shape[1] // _BLOCK)
     shapes = ((batch, 1, blocks), (batch, 1, blocks, blocks)) * 4
     return [ids_BT.new_empty(shape, dtype=torch.int32) for shape in shapes]
+
+
+def _operator(
+    name: str, schema: str, function: Callable[..., Any], shapes: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What compilers call as it is, and whose results have the layout that it gave them."""
+    operator = torch.library.custom_op(
+        f"flyweight::{name}", function, mutates_args=(), schema=schema
+    )
+    operator.register_fake(shapes)
+    return operator
+
+
+_document_blocks = _operator(
+    "document_blocks", "(Tensor ids_BT) -> Tensor[]", _find_blocks, _shape_blocks
+)
+"""FlexAttention's kernels take the layout of these for granted, which compilers may change."""
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
