@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
-from flyweight.evaluate.config import ScoreConfig  # noqa: E402
+from flyweight.evaluate.adapters import ScoreFirst  # noqa: E402
+from flyweight.evaluate.config import (  # noqa: E402
+    AdaptConfig,
+    LoraConfig,
+    NgramConfig,
+    ScoreConfig,
+)
+from flyweight.evaluate.engine import ScoredChunk  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
 from flyweight.evaluate.probe_session import (  # noqa: E402
     entries_of,
@@ -21,18 +28,22 @@ from flyweight.evaluate.probe_session import (  # noqa: E402
     probe_score_before_update,
 )
 from flyweight.evaluate.probes import probe_one_pass  # noqa: E402
-from flyweight.evaluate.ttt import Plain, ScoredChunk, ScoreFirst, Sliding  # noqa: E402
+from flyweight.evaluate.ttt import ENGINES  # noqa: E402
 from tiny_model import VOCAB, TinyModel  # noqa: E402
 
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, 97).astype(np.uint16)
-CONFIG = ScoreConfig(
-    protocol="score-first",
-    seq_len=16,
-    stride=8,
-    chunk_targets=32,
-    last_blocks=1,
-    learning_rate=1e-2,
-)
+SIZES: dict[str, Any] = {"seq_len": 16, "stride": 8, "chunk_targets": 32}
+ADAPT = AdaptConfig(learn=("blocks.*",), learning_rate=1e-2)
+HINTS = NgramConfig(orders=(1, 2), table_bits=8)
+LORA = LoraConfig(match=("blocks.*",), step_targets=8, documents=2, learning_rate=1e-2)
+CONFIGS = [
+    ScoreConfig(protocol="plain", **SIZES),
+    ScoreConfig(protocol="sliding", **SIZES),
+    ScoreConfig(protocol="sliding", ngram=HINTS, **SIZES),
+    ScoreConfig(protocol="score-first", adapt=ADAPT, **SIZES),
+    ScoreConfig(protocol="score-first", adapt=ADAPT, ngram=HINTS, **SIZES),
+    ScoreConfig(protocol="per-document", lora=LORA, **SIZES),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +63,23 @@ class AdaptsFirst(ScoreFirst):
         return super().score(index)
 
 
-def maker(engine: type[Any], folder: Path) -> Callable[[NDArray[Any]], Any]:
+def maker(
+    config: ScoreConfig, folder: Path, engine: type[Any] | None = None
+) -> Callable[[NDArray[Any]], Any]:
     numbers, model = count(), TinyModel(depth=1)
+    engine = engine or ENGINES[config.method]
 
     def make(tokens: NDArray[Any]) -> Any:
-        ledger = Ledger(
-            folder / f"{next(numbers)}.ledger", targets=tokens.size - 1, binding=bytes(32)
-        )
-        return engine(model, tokens, ledger, CONFIG)
+        path = folder / f"{next(numbers)}.ledger"
+        ledger = Ledger(path, targets=tokens.size - 1, binding=bytes(32))
+        return engine(model, tokens, ledger, config, None)
 
     return make
 
 
-@pytest.mark.parametrize("engine", [Plain, Sliding, ScoreFirst])
-def test_engines_score_before_they_learn(engine: type[Any], tmp_path: Path) -> None:
-    make = maker(engine, tmp_path)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_engines_score_before_they_learn(config: ScoreConfig, tmp_path: Path) -> None:
+    make = maker(config, tmp_path)
     verdict = probe_score_before_update(make, TOKENS, vocab_size=VOCAB)
     assert verdict.passed, str(verdict)
     session = make(TOKENS)
@@ -75,7 +88,7 @@ def test_engines_score_before_they_learn(engine: type[Any], tmp_path: Path) -> N
 
 
 def test_an_engine_that_adapts_first(tmp_path: Path) -> None:
-    make = maker(AdaptsFirst, tmp_path)
+    make = maker(CONFIGS[3], tmp_path, AdaptsFirst)
     verdict = probe_score_before_update(make, TOKENS, vocab_size=VOCAB)
     assert not verdict.passed
     assert verdict.name == "C3 score before update"
