@@ -286,7 +286,7 @@ def test_both_orders_compile_into_one_graph(recur: bool) -> None:
 def test_the_shipped_script_holds_every_feature() -> None:
     sources = {name: inspect.getsource(importlib.import_module(name)) for name in MODULES}
     scope: dict[str, Any] = {}
-    exec(compose(sources, entry="Transformer"), scope)
+    exec(compose(sources, entries=["Transformer", "ModelConfig"]), scope)
     model, ids = build(EVERYTHING), tokens((2, 12))
     shipped = scope["Transformer"](scope["ModelConfig"](**EVERYTHING))
     shipped.load_state_dict(model.state_dict())
