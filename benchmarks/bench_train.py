@@ -14,18 +14,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import queue
 import statistics
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from flyweight.recipes.load import load_recipe
-from harness import RESULTS, fingerprint, write
+from harness import RESULTS, fingerprint, on_devices, write
 from train_peers import SETTINGS, PeerRun, run_script
 
 SYSTEMS = ("pr578", "pr585", "pr1123", "pr1539", "pr1683")
@@ -50,39 +47,26 @@ def main() -> None:
         "speed": [],
         "loss": [],
     }
+    if options.into:
+        earlier = json.loads(options.into.read_text(encoding="utf-8"))
+        record |= {kind: earlier[kind] for kind in ("speed", "loss")}
     jobs = [(kind, s) for kind in options.kinds for s in options.systems]
     jobs = [(kind, s) for kind, s in jobs if kind == "speed" or s in WITH_LOSS]
-    free: queue.Queue[str] = queue.Queue()
-    for device in options.devices:
-        free.put(device)
 
-    def measure(job: tuple[str, str]) -> tuple[str, dict[str, Any]]:
-        device = free.get()
-        try:
-            return job[0], _pair(options, *job, device)
-        finally:
-            free.put(device)
+    def measure(job: tuple[str, str], environment: dict[str, str]) -> dict[str, Any]:
+        """Both sides, one after the other on the same GPU."""
+        kind, system = job
+        row = {"system": system, "ours": _ours(options, system, kind, environment)}
+        if _script(options, system).exists() and system in SETTINGS:
+            row["theirs"] = _theirs(options, system, kind, environment)
+        return row
 
-    with ThreadPoolExecutor(len(options.devices)) as pool:
-        for done in as_completed([pool.submit(measure, job) for job in jobs]):
-            if error := done.exception():  # the other rows are worth keeping
-                print(repr(error), file=sys.stderr, flush=True)
-                continue
-            kind, row = done.result()
-            record[kind].append(row)
-            record[kind].sort(key=lambda row: SYSTEMS.index(row["system"]))
-            _show(row)
-            write("train", record, options.out)
+    for (kind, system), row in on_devices(jobs, options.devices, measure):
+        rows = [old for old in record[kind] if old["system"] != system]
+        record[kind] = sorted([*rows, row], key=lambda row: SYSTEMS.index(row["system"]))
+        _show(row)
+        write("train", record, options.out)
     print(write("train", record, options.out))
-
-
-def _pair(options: argparse.Namespace, kind: str, system: str, device: str) -> dict[str, Any]:
-    """Both sides, one after the other on the same GPU."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": device}
-    row = {"system": system, "ours": _ours(options, system, kind, environment)}
-    if _script(options, system).exists() and system in SETTINGS:
-        row["theirs"] = _theirs(options, system, kind, environment)
-    return row
 
 
 def _parse() -> argparse.Namespace:
@@ -95,6 +79,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="*", choices=("speed", "loss"), default=["speed"])
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a system on each")
     parser.add_argument("--max-seconds", type=float, default=400.0, help="of one run of a script")
+    parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--ours", help=argparse.SUPPRESS)
@@ -191,8 +176,9 @@ def _theirs(
             Path(folder),
             data=data,
             tokenizer=tokenizer,
-            steps=steps,
-            settings=environment | settings,
+            settings=environment
+            | {"ITERATIONS": str(steps), "MAX_WALLCLOCK_SECONDS": "0", "WARMUP_STEPS": "2"}
+            | settings,
             max_seconds=options.max_seconds,
         )
     if len(found.losses) < 2:

@@ -13,15 +13,18 @@ import hashlib
 import json
 import os
 import platform
+import queue
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +40,15 @@ __all__ = [
     "fingerprint",
     "hash_of",
     "interleave",
+    "on_devices",
     "ratio",
     "summary",
     "using_cpus",
     "write",
 ]
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -71,6 +78,35 @@ def interleave(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
             elapsed = time.perf_counter_ns() - wall
             samples[name].append(Sample((time.process_time_ns() - cpu) / 1e9, elapsed / 1e9))
     return samples
+
+
+def on_devices(
+    jobs: Sequence[Job], devices: Sequence[str], work: Callable[[Job, dict[str, str]], Done]
+) -> Iterator[tuple[Job, Done]]:
+    """Jobs as they end, one at a time on each GPU; one that raises is shown and left out.
+
+    Parameters
+    ----------
+    work : does a job, whose processes get the environment that it is called with
+    """
+    free: queue.Queue[str] = queue.Queue()
+    for device in devices:
+        free.put(device)
+
+    def run(job: Job) -> Done:
+        device = free.get()
+        try:
+            return work(job, {**os.environ, "CUDA_VISIBLE_DEVICES": device})
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        futures = {pool.submit(run, job): job for job in jobs}
+        for future in as_completed(futures):
+            if error := future.exception():
+                print(f"{futures[future]}: {error!r}", file=sys.stderr, flush=True)
+            else:
+                yield futures[future], future.result()
 
 
 def summary(samples: Sequence[Sample], symbols: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Published training scripts of openai/parameter-golf, run as they are, one process each.
 
-A script is started with its own environment variables, and ended as soon as it has reported its
-last step and its peak memory: what it does behind that is not training.
+A script is started with its own environment variables, and ended as soon as it has reported what is
+asked for: its last step and its peak memory, or the score of its export.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ SETTINGS: dict[str, dict[str, str]] = {
 """What the published runs set besides the defaults of their scripts, for training."""
 _STEP = re.compile(r"step:(\d+)/\d+ train_loss:([\d.]+) train_time:(\d+)ms")
 _PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
+_BYTES = re.compile(r"Total submission size\D.*: (\d+) bytes")
+_SLIDING = re.compile(r"final_int6_sliding_window_exact val_loss:[\d.]+ val_bpb:([\d.]+)")
 _SHIM = '''"""FlashAttention-3's function by torch's own attention."""
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -49,6 +51,10 @@ class PeerRun:
     peak_bytes: int | None = None
     start_seconds: float = 0.0
     """Until its first step was reported."""
+    artifact_bytes: int | None = None
+    """Its model and its code."""
+    sliding_bpb: float | None = None
+    """Of what it exported, in sliding windows without further training."""
     tail: list[str] = field(default_factory=list)
     """Last lines, for a run that failed."""
 
@@ -59,33 +65,30 @@ def run_script(
     *,
     data: Path,
     tokenizer: Path,
-    steps: int,
     settings: Mapping[str, str],
     max_seconds: float,
+    exports: bool = False,
 ) -> PeerRun:
-    """Train with a script for some steps; FlashAttention-3 is replaced by torch's attention.
+    """Train with a script; FlashAttention-3 is replaced by torch's attention.
 
     Parameters
     ----------
     folder : gets its files
-    settings : environment variables of the script
+    settings : environment variables, the script's own among them
+    exports : go on until what it exported is scored
     max_seconds : it is ended after that long, whatever it has done
     """
     shim = folder / "shim"
     shim.mkdir(parents=True, exist_ok=True)
     (shim / "flash_attn_interface.py").write_text(_SHIM)
     environment = {
-        **os.environ,
         **settings,
         "PYTHONPATH": str(shim),
         "PYTHONUNBUFFERED": "1",
         "DATA_PATH": str(data.absolute()),
         "TOKENIZER_PATH": str(tokenizer.absolute()),
-        "ITERATIONS": str(steps),
-        "MAX_WALLCLOCK_SECONDS": "0",
         "VAL_LOSS_EVERY": "0",
         "TRAIN_LOG_EVERY": "1",
-        "WARMUP_STEPS": "2",  # they compile, and are undone
     }
     found, started = PeerRun(), time.perf_counter()
     process = subprocess.Popen(
@@ -106,6 +109,11 @@ def run_script(
                 found.milliseconds[int(match[1])] = float(match[3])
             if match := _PEAK.search(line):
                 found.peak_bytes = int(match[1]) << 20
+            if match := _BYTES.search(line):
+                found.artifact_bytes = int(match[1])
+            if match := _SLIDING.search(line):
+                found.sliding_bpb = float(match[1])
+            if (found.sliding_bpb if exports else found.peak_bytes) is not None:
                 break
             if time.perf_counter() - started > max_seconds:
                 break

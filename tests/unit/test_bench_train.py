@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ for s in range(1, steps + 1):
 if os.environ["SEED"] == "hangs":
     time.sleep(600)
 print("peak memory allocated: 100 MiB reserved: 200 MiB")
+print("Total submission size int6+zstd: 11116983 bytes")
+print("final_int6_sliding_window_exact val_loss:2.68000000 val_bpb:1.59420000")
 time.sleep(600)
 """
 
@@ -45,16 +48,18 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
-def peer(peers: ModuleType, folder: Path, seed: str, max_seconds: float) -> Any:
+def peer(
+    peers: ModuleType, folder: Path, seed: str, max_seconds: float, *, exports: bool = False
+) -> Any:
     (folder / "script.py").write_text(SCRIPT)
     return peers.run_script(
         folder / "script.py",
         folder / "run",
         data=folder,
         tokenizer=folder / "x.model",
-        steps=30,
-        settings={"SEED": seed},
+        settings={**os.environ, "ITERATIONS": "30", "SEED": seed},
         max_seconds=max_seconds,
+        exports=exports,
     )
 
 
@@ -67,6 +72,22 @@ def test_a_script_is_read_and_ended(module: Any, tmp_path: Path) -> None:
     assert found.peak_bytes == 100 << 20
     summary = module("bench_train")._summary(found.losses, found.milliseconds, 1000)
     assert summary["tokens_per_second"] == pytest.approx(50_000)
+
+
+def test_a_script_that_exports_is_read_to_its_score(module: Any, tmp_path: Path) -> None:
+    found = peer(module("train_peers"), tmp_path, "0", 300, exports=True)
+    assert (found.artifact_bytes, found.sliding_bpb) == (11_116_983, 1.5942)
+
+
+def test_devices_work_side_by_side_and_a_failure_takes_nothing_with_it(module: Any) -> None:
+    def work(job: int, environment: dict[str, str]) -> str:
+        if job == 2:
+            raise ValueError("broken")
+        return environment["CUDA_VISIBLE_DEVICES"]
+
+    found = dict(module("harness").on_devices([1, 2, 3, 4], ["5", "7"], work))
+    assert found.keys() == {1, 3, 4}
+    assert set(found.values()) <= {"5", "7"}
 
 
 def test_goals_compare_what_both_have(module: Any) -> None:
