@@ -19,6 +19,7 @@ __all__ = [
     "goals",
     "gptq_goals",
     "score_goals",
+    "submit_goals",
     "train_goals",
 ]
 
@@ -131,6 +132,31 @@ def fit_goals(record: Record) -> list[Goal]:
     words = f"calibration, {record['settings']['calibration_tokens']:,} tokens, seconds"
     found.append(_judged(words, "at most 5", clock, max, lambda v: v <= 5, "{:.1f}"))
     return found
+
+
+def submit_goals(record: Record) -> list[Goal]:
+    """What people will use against the published script, and against the recipes of others."""
+    rows = [row for row in record["rows"] if "bpb" in row]
+    ours = [row for row in rows if row["system"] == "flyweight"]
+    script, recipes, sizes = {}, {}, {}
+    for row in ours:
+        own, sizes[f"{row['max_seconds']:.0f} s"] = row["bpb"]["sliding"], row["artifact_bytes"]
+        for other in rows:
+            found = other["bpb"]["sliding"] - own
+            if other["system"].startswith("script"):
+                if other["max_seconds"] == row["max_seconds"]:
+                    script[other["system"]] = found
+            elif other["system"] != "flyweight":
+                recipes[other["system"]] = found
+    words = "bits per byte below the script at the same clock"
+    goals = [_judged(words, "at least 0.05", script, min, lambda v: v >= 0.05, "{:.4f}")]
+    words = "bits per byte below each of the recipes"
+    goals.append(_judged(words, "more than 0", recipes, min, lambda v: v > 0, "{:.4f}"))
+    words = "bytes of model and code"
+    goals.append(
+        _judged(words, "at most 16,000,000", sizes, max, lambda v: v <= 16_000_000, "{:,.0f}")
+    )
+    return goals
 
 
 def train_goals(record: Record) -> list[Goal]:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import Goal, bitpack_goals, fit_goals, goals, gptq_goals, score_goals, train_goals
+from reach import (
+    Goal,
+    bitpack_goals,
+    fit_goals,
+    goals,
+    gptq_goals,
+    score_goals,
+    submit_goals,
+    train_goals,
+)
 
 __all__ = ["page"]
 
@@ -306,6 +315,38 @@ def _train_row(row: Record, losses: Record) -> list[str]:
     ]
 
 
+def _submit(record: Record) -> Iterable[str]:
+    """From training to the scored artifact."""
+    settings = record["settings"]
+    yield f"## Submissions end to end on one {settings['device']}\n"
+    yield (
+        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
+        f"{settings['torch']}; trained under the clock, exported, and scored in sliding windows "
+        "without further training. Recipes slide by their published strides.\n"
+    )
+    yield _goal_table(submit_goals(record))
+    header = ("system", "clock, s", "parameters", "steps", "tokens", "bytes", "float bpb")
+    header += ("artifact", "sliding", "s to compile")
+    yield _table(header, [_submit_row(row) for row in record["rows"]])
+
+
+def _submit_row(row: Record) -> list[str]:
+    name, clock = row["system"], f"{row['max_seconds']:.0f}"
+    if "bpb" not in row:
+        return [name, clock, "failed", *[""] * 7]
+    bpb = [row["bpb"].get(key) for key in ("float", "quantized", "sliding")]
+    return [
+        name,
+        clock,
+        f"{row['parameters']:,}" if "parameters" in row else "",
+        f"{row['steps']:,}",
+        f"{row['tokens']:,}",
+        f"{row['artifact_bytes']:,}",
+        *(f"{value:.4f}" if value is not None else "" for value in bpb),
+        f"{row['compile_seconds']:.0f}" if "compile_seconds" in row else "",
+    ]
+
+
 def _score(record: Record) -> Iterable[str]:
     """Scoring beside published evaluation code."""
     settings = record["settings"]
@@ -342,6 +383,7 @@ TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "fit-minilm": _minilm,
     "gptq": _gptq,
     "score": _score,
+    "submit": _submit,
     "train": _train,
 }
 """Sections by topic, the first part of a record's name."""

@@ -123,3 +123,32 @@ def test_goals_compare_what_both_have(module: Any) -> None:
     page = "\n".join(module("report")._train(record))
     assert "| pr585 | 1,200,000 | 1,000,000 | 1.20x | 23.0 | 26.0 | 41 | 0 |" in page
     assert "| pr1123 |  |  |  |  |  | failed |" in page
+
+
+def test_submissions_are_held_against_script_and_recipes(module: Any) -> None:
+    def row(system: str, seconds: float, bpb: float) -> dict[str, Any]:
+        found = {"sliding": bpb, "float": 1.5, "quantized": 1.6}
+        sizes = {"artifact_bytes": 15_999_990, "steps": 900, "tokens": 9_000_000}
+        return {"system": system, "max_seconds": seconds, "bpb": found, **sizes}
+
+    record = {
+        "date": "2026-01-01",
+        "fingerprint": {"commit": "abc"},
+        "settings": {"device": "a GPU", "torch": "2.11"},
+        "rows": [
+            row("pr585", 180.0, 1.58),
+            row("pr578", 180.0, 1.53),
+            {"system": "pr1539", "max_seconds": 180.0, "failed": 1},
+            row("flyweight", 240.0, 1.52),
+            row("script of #585", 240.0, 1.59),
+        ],
+    }
+    script, recipes, size = module("reach").submit_goals(record)
+    assert (script.found, script.verdict) == ("0.0700 (script of #585)", "reached")
+    assert (recipes.found, recipes.verdict) == ("0.0100 (pr578)", "reached")
+    assert size.verdict == "reached"
+    page = "\n".join(module("report")._submit(record))
+    assert (
+        "| flyweight | 240 |  | 900 | 9,000,000 | 15,999,990 | 1.5000 | 1.6000 | 1.5200 |" in page
+    )
+    assert "| pr1539 | 180 | failed |" in page

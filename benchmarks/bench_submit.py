@@ -1,0 +1,137 @@
+"""Recipes from training to the scored artifact under a clock, and PR #585's script under the same.
+
+    python benchmarks/bench_submit.py --data1024 FOLDER --data8192 FOLDER --script pr585.py
+
+Each run trains for the given seconds (compilation outside), exports within the recipe's budget of
+bytes, and scores what it exported in sliding windows without further training. The script is pull
+request #585 of openai/parameter-golf in its one-GPU form: 262,144 tokens a step, a warm-down of
+700 steps, a momentum warm-up of 300.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from flyweight.model.parameters import parameter_counts
+from flyweight.recipes.load import load_recipe
+from harness import RESULTS, fingerprint, on_devices, write
+from train_peers import run_script
+
+RECIPES = ("pr578", "pr585", "pr1123", "pr1539", "pr1683", "flyweight")
+SCRIPT = "script of #585"
+_ONE_GPU = {
+    "TRAIN_BATCH_TOKENS": "262144",
+    "WARMDOWN_ITERS": "700",
+    "MUON_MOMENTUM_WARMUP_STEPS": "300",
+    "EVAL_STRIDE": "64",
+    "SEED": "1337",
+}
+
+
+def main() -> None:
+    options = _parse()
+    import torch
+
+    record: dict[str, Any] = {
+        "fingerprint": fingerprint(options.commit),
+        "settings": {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "torch": torch.__version__,
+        },
+        "rows": [],
+    }
+    if options.into:
+        record["rows"] = json.loads(options.into.read_text(encoding="utf-8"))["rows"]
+    jobs = [*options.recipes, *([SCRIPT] if options.script else [])]
+
+    def measure(job: str, environment: dict[str, str]) -> dict[str, Any]:
+        run = _script if job == SCRIPT else _recipe
+        return {"system": job, "max_seconds": options.max_seconds, **run(options, job, environment)}
+
+    for job, row in on_devices(jobs, options.devices, measure):
+        same = (job, options.max_seconds)
+        others = [r for r in record["rows"] if (r["system"], r["max_seconds"]) != same]
+        record["rows"] = [*others, row]
+        print(f"{job:14} {json.dumps(row)}", flush=True)
+        write("submit", record, options.out)
+    print(write("submit", record, options.out))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data1024", type=Path, help="shards of 1,024 token ids")
+    parser.add_argument("--data8192", type=Path, help="shards of 8,192 token ids")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES, help="names, or TOML files")
+    parser.add_argument("--script", type=Path, help="pull request #585's train_gpt.py")
+    parser.add_argument("--max-seconds", type=float, default=180.0, help="training clock")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds of a whole run")
+    parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a run on each")
+    parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
+    parser.add_argument("--commit", help="for a copy without a repository")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def _recipe(options: argparse.Namespace, name: str, environment: dict[str, str]) -> dict[str, Any]:
+    recipe = load_recipe(name)
+    data = options.data8192 if recipe.model.vocab_size == 8192 else options.data1024
+    with tempfile.TemporaryDirectory() as out:
+        arguments = [sys.executable, "-m", "flyweight", "run", name, "--json"]
+        arguments += ["--data", str(data), "--out", out, "--max-seconds", str(options.max_seconds)]
+        done = subprocess.run(
+            arguments,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=options.limit,
+        )
+    if not done.stdout:
+        return {"failed": done.returncode}
+    found = json.loads(done.stdout)
+    return {
+        "parameters": sum(parameter_counts(recipe.model).values()),
+        "tokens": found["train"]["tokens"],
+        "steps": found["train"]["steps"],
+        "artifact_bytes": found["bytes"]["total"],
+        "bpb": found["bpb"],
+        "stage_seconds": found["seconds"],
+        "compile_seconds": found["train"]["compile_seconds"],
+        "audit_passed": found.get("audit", {}).get("passed"),
+    }
+
+
+def _script(options: argparse.Namespace, name: str, environment: dict[str, str]) -> dict[str, Any]:
+    started = time.perf_counter()
+    clock = {"MAX_WALLCLOCK_SECONDS": str(options.max_seconds)}
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_script(
+            options.script,
+            Path(folder),
+            data=options.data1024,
+            tokenizer=min(options.data1024.glob("*.model")),
+            settings=environment | clock | _ONE_GPU,
+            max_seconds=options.limit,
+            exports=True,
+        )
+    if found.sliding_bpb is None:
+        return {"failed": True, "tail": found.tail}
+    steps = max(found.losses)
+    return {
+        "tokens": steps * int(_ONE_GPU["TRAIN_BATCH_TOKENS"]),
+        "steps": steps,
+        "artifact_bytes": found.artifact_bytes,
+        "bpb": {"sliding": found.sliding_bpb},
+        "seconds": time.perf_counter() - started,
+    }
+
+
+if __name__ == "__main__":
+    main()
