@@ -3,9 +3,9 @@
     python benchmarks/bench_train.py --data1024 FOLDER --data8192 FOLDER --scripts FOLDER
 
 Tokens per second over the last steps of a short run at the recipe's own batch, before recurrence
-starts, and with ``--kinds speed loss`` the training loss at equal tokens, 262,144 a step. Both
-sides read the same shards in the same order and use torch's attention. The scripts are pull
-requests of openai/parameter-golf, saved as ``pr585.py`` and so on in a folder of their own; a
+and rounding start, and with ``--kinds speed loss`` the training loss at equal tokens, 262,144 a
+step. Both sides read the same shards in the same order and use torch's attention. The scripts are
+pull requests of openai/parameter-golf, saved as ``pr585.py`` and so on in a folder of their own; a
 system without one is run alone. Every run is a process of its own.
 """
 
@@ -127,8 +127,9 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     config = dataclasses.replace(
         recipe.train, max_steps=options.steps, max_seconds=0.0, log_steps=1, checkpoint_seconds=1e9
     )
-    if options.kind == "speed" and recipe.model.recur_passes:
-        config = dataclasses.replace(config, recur_start_fraction=0.999)  # nor do scripts so soon
+    if options.kind == "speed":  # as the scripts are so soon: neither recurrent nor rounded
+        last = 0.999 if recipe.model.recur_passes else 0.0
+        config = dataclasses.replace(config, recur_start_fraction=last, qat=None)
     if options.kind == "loss":
         config = dataclasses.replace(
             config,
