@@ -119,3 +119,11 @@ def test_command_line(tmp_path):
     assert "neither a record nor numbers" in str(bad.exception)
     one = CliRunner().invoke(flyweight, ["stats", str(folder)])
     assert one.exit_code == 2
+
+
+def test_contaminated_records_are_refused(tmp_path):
+    record = {"contaminated": True, "contaminated_val_bpb": 1.05, "val_bpb": 1.05}
+    (tmp_path / "submission.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(flyweight, ["stats", str(tmp_path / "submission.json"), "1.08"])
+    assert isinstance(result.exception, DataError)
+    assert "contaminated: trained on the scored text" in str(result.exception)

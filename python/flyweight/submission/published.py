@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flyweight.errors import DataError
 from flyweight.submission.statistics import Runs
+from flyweight.train.config import CONTAMINATED
 
 __all__ = ["LogFacts", "SeedClaim", "read_claims", "read_log", "read_runs"]
 
@@ -164,7 +166,15 @@ def read_claims(record: Mapping[str, Any]) -> list[SeedClaim]:
 
 
 def read_runs(record: Mapping[str, Any], *, name: str) -> Runs:
-    """Scores by seed of a ``submission.json``, or its mean alone where it has no seeds."""
+    """Scores by seed of a ``submission.json``, or its mean alone where it has no seeds.
+
+    Raises
+    ------
+    DataError
+        The record says of itself that it is contaminated: nothing can be shown with it.
+    """
+    if record.get("contaminated"):
+        raise DataError(f"{name}: {CONTAMINATED}; its scores cannot be compared with others")
     claims = read_claims(record)
     bpb = [claim.val_bpb for claim in claims if claim.val_bpb is not None]
     loss = [claim.val_loss for claim in claims if claim.val_loss is not None]
