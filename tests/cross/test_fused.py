@@ -14,6 +14,7 @@ from flyweight.model import blocks, fused
 from flyweight.model.attention import Positions
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
+from flyweight.train.calibrate import collect_hessians
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -212,3 +213,25 @@ def test_in_compiled_bfloat16(name: str) -> None:
     for one, other in zip(found, outputs_and_gradients(getattr(blocks, name), wide), strict=True):
         error = (one.float() - other).norm() / other.norm()
         assert error < 0.01
+
+
+def test_hessians_are_those_of_the_plain_operations() -> None:
+    config = ModelConfig(
+        vocab_size=50,
+        num_layers=1,
+        model_dim=32,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_hidden=32,
+        seq_len=16,
+    )
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.to(DEVICE)
+    tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(3))
+    expected = collect_hessians(model, [tokens]).matrices
+    model.use(fused.FUSED)
+    found = collect_hessians(model, [tokens]).matrices
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert model.operations is fused.FUSED

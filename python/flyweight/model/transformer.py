@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.model.attention import Positions, document_mask, positions_in_documents
-from flyweight.model.blocks import MLP, Attention, Block, Extend, Operations, rms_norm, scaled
+from flyweight.model.blocks import (
+    MLP,
+    PLAIN,
+    Attention,
+    Block,
+    Extend,
+    Operations,
+    rms_norm,
+    scaled,
+)
 from flyweight.model.config import ModelConfig
 from flyweight.model.cross_entropy import softcapped_cross_entropy
 from flyweight.model.embeddings import BigramHash, SmearGate, ValueEmbedding
@@ -36,6 +45,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.operations = PLAIN
         self.tok_emb = nn.Embedding(config.vocab_size, config.model_dim)
         self.bigram = BigramHash(config) if config.bigram_buckets else None
         self.smear = SmearGate(config) if config.smear_gate else None
@@ -227,8 +237,11 @@ class Transformer(nn.Module):
         powers_R = torch.arange(0, dims, 2) / max(dims, 1)
         return torch.arange(length)[:, None] * self.config.stretched_rope_base**-powers_R
 
-    def use(self, operations: Operations) -> None:
-        """Take these for what each block computes around its products."""
+    def use(self, operations: Operations) -> Operations:
+        """Take these for what each block computes around its products; returns those before."""
+        before = self.operations
+        self.operations = operations
         for module in self.modules():
             if isinstance(module, (Attention, MLP, Block)):
                 module.operations = operations
+        return before

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from flyweight.model.blocks import PLAIN
 from flyweight.model.transformer import Transformer
 from flyweight.train.moments import Moments, add
 
@@ -88,19 +89,23 @@ def collect_hessians(
         generator = torch.Generator(device).manual_seed(_rank())
     sums = Moments()
     started = time.perf_counter()
-    for tokens_BT in batches:
-        mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
-        # Not while the next batch is made: that may run the model too.
-        with _float32_products(), sums.collecting(model, only), mode:
-            hidden_BTD = model.hidden(tokens_BT.to(device))
-            sums.n_tokens += tokens_BT.numel()
-            if only is None or _head_name(model) in only:
-                sums.add_input(_head_name(model), hidden_BTD)
-            sums.forget_input()
-            if sensitivities:
-                _add_gradients(model, hidden_BTD, sums, generator)
-        if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
-            break
+    operations = model.use(PLAIN)  # others pass the linears by, where activations are noted
+    try:
+        for tokens_BT in batches:
+            mode = _gradients_of_lookups(model) if sensitivities else torch.no_grad()
+            # Not while the next batch is made: that may run the model too.
+            with _float32_products(), sums.collecting(model, only), mode:
+                hidden_BTD = model.hidden(tokens_BT.to(device))
+                sums.n_tokens += tokens_BT.numel()
+                if only is None or _head_name(model) in only:
+                    sums.add_input(_head_name(model), hidden_BTD)
+                sums.forget_input()
+                if sensitivities:
+                    _add_gradients(model, hidden_BTD, sums, generator)
+            if max_seconds is not None and _seconds_since(started, device) >= max_seconds:
+                break
+    finally:
+        model.use(operations)
     sums.reduce(device)
     return _finish(model, sums, sensitivities=sensitivities)
 

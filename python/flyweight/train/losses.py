@@ -113,7 +113,7 @@ class Losses:
 def fastest_operations(model: Transformer) -> Operations:
     """Triton kernels where the model is on CUDA, Triton is installed and they take its shape."""
     width = model.config.head_dim
-    fits = width & (width - 1) == 0
+    fits = width & (width - 1) == 0 and model.config.rope_dims > 0
     if not (model.tok_emb.weight.is_cuda and fits and find_spec("triton")):
         return PLAIN
     from flyweight.model.fused import FUSED
