@@ -105,6 +105,7 @@ def test_compilation_changes_next_to_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("default")  # of the compiler: TF32 is off
 def test_batch_size_and_compilation_on_a_gpu(tmp_path: Path) -> None:
     expected = score(run(tmp_path, TinyModel().cuda(), protocol="plain")).bpb
     batched = score(run(tmp_path, TinyModel().cuda(), protocol="plain", batch_windows=64)).bpb

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
-from flyweight.evaluate.scorer import WindowScorer  # noqa: E402
+from flyweight.evaluate.scorer import WindowScorer, target_nats  # noqa: E402
 from flyweight.evaluate.ttt import score_stream  # noqa: E402
 from flyweight.evaluate.window import (  # noqa: E402
     Windows,
@@ -123,6 +123,17 @@ def test_bfloat16_stays_close() -> None:
 class NanAfterSeven(TinyModel):
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         return super().forward(tokens_BT).masked_fill((tokens_BT == 7)[..., None], torch.nan)
+
+
+def test_no_target_has_less_than_zero_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded = torch.tensor([-1e-13, 2.0])  # what a GPU makes of a target that is sure
+
+    def cross_entropy(*_: Any, **__: Any) -> torch.Tensor:
+        return rounded
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", cross_entropy)
+    found = target_nats(TinyModel(), torch.zeros(1, 3, dtype=torch.int64), 2)
+    assert found.tolist() == [[0.0, 2.0]]
 
 
 def test_a_nan_names_its_token() -> None:

@@ -167,7 +167,7 @@ def target_nats(
 
     Returns
     -------
-    (B, S) float32; with hints (B, S, 2), behind each target's nats those of its hint
+    (B, S) float32, 0 or more; with hints (B, S, 2), behind each target's nats those of its hint
     """
     if isinstance(model, Transformer):
         logits_BSV = model.logits(model.hidden(rows_BL[:, :-1], tail=positions))
@@ -177,11 +177,11 @@ def target_nats(
     if hints_BS is not None and tilts_BS is not None:
         raised_BSV = logits_BSV.float().scatter_add(2, hints_BS[..., None], tilts_BS[..., None])
         asked_BS2 = torch.stack((targets_BS, hints_BS), dim=2)
-        return -raised_BSV.log_softmax(2).gather(2, asked_BS2)
+        return raised_BSV.log_softmax(2).gather(2, asked_BS2).neg().clamp(min=0)
     nats = functional.cross_entropy(
         logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none"
     )
-    return nats.view(targets_BS.shape)
+    return nats.view(targets_BS.shape).clamp(min=0)  # rounding leaves a sure target a hair below
 
 
 def rows_that_fit(model: nn.Module, length: int, values: int, *, share: float) -> int:
