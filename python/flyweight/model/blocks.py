@@ -1,7 +1,7 @@
 """Attention and MLP, and the block that adds both to the residual stream.
 
 Shapes: B sequences, T tokens, D model_dim, H query heads, G key and value heads, K head_dim,
-R half of rope_dims, C width of the values (G times K), S positions in a cache.
+R half of rope_dims, C width of the values (G times K), F mlp_hidden, S positions in a cache.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def scaled(x: Tensor, scale: Tensor | float | None) -> Tensor:
 
 
 def add_norm(
-    x_BTD: Tensor, y_BTD: Tensor, a_D: Tensor | None, b_D: Tensor | None, scale: float | None
+    x_BTD: Tensor, y_BTD: Tensor, mix_2D: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """``a x + b y``, and that normalized and scaled; None is 1."""
+    """``mix[0] x + mix[1] y``, and that normalized and scaled; None is 1."""
+    a_D, b_D = (None, None) if mix_2D is None else mix_2D
     sum_BTD = scaled(x_BTD, a_D) + scaled(y_BTD, b_D)
     return sum_BTD, scaled(rms_norm(sum_BTD), scale)
 
@@ -91,6 +92,14 @@ def scaled_linear(x: Tensor, linear: nn.Linear, scale_D: Tensor | None) -> Tenso
     return scaled(linear(x), scale_D)
 
 
+def squared_linear(
+    hidden_BTF: Tensor, linear: nn.Linear, slope: float, scale_D: Tensor | None
+) -> Tensor:
+    """:func:`scaled_linear` of the squared leaky relu; a slope of 0 is the relu."""
+    squared_BTF = nn.functional.leaky_relu(hidden_BTF, slope).square()
+    return scaled_linear(squared_BTF, linear, scale_D)
+
+
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     """Take from each head's output its part along the value of the same position (XSA)."""
     unit_BTG1K = nn.functional.normalize(v_BTGK, dim=-1).to(y_BTHK.dtype).unsqueeze(3)
@@ -109,6 +118,8 @@ class Operations:
     """As :func:`project`."""
     scaled_linear: Callable[..., Tensor]
     """As :func:`scaled_linear`."""
+    squared_linear: Callable[..., Tensor]
+    """As :func:`squared_linear`."""
     exclude_own_value: Callable[..., Tensor]
     """As :func:`exclude_own_value`."""
     gate_heads: Callable[..., Tensor]
@@ -119,6 +130,7 @@ PLAIN = Operations(
     add_norm=add_norm,
     project=project,
     scaled_linear=scaled_linear,
+    squared_linear=squared_linear,
     exclude_own_value=exclude_own_value,
     gate_heads=gate_heads,
 )
@@ -217,13 +229,7 @@ class MLP(nn.Module):
         self.slope = config.leaky_slope
 
     def forward(self, x_BTD: Tensor, scale_D: Tensor | None) -> Tensor:
-        hidden = self.fc(x_BTD)
-        hidden = (
-            nn.functional.leaky_relu(hidden, self.slope)
-            if self.slope
-            else nn.functional.relu(hidden)
-        )
-        return self.operations.scaled_linear(hidden.square(), self.proj, scale_D)
+        return self.operations.squared_linear(self.fc(x_BTD), self.proj, self.slope, scale_D)
 
 
 class Block(nn.Module):
@@ -264,7 +270,7 @@ class Block(nn.Module):
         if self.resid_mix is None:
             normed_BTD = scaled(rms_norm(x_BTD), scale)
         else:
-            x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, *self.resid_mix, scale)
+            x_BTD, normed_BTD = operations.add_norm(x_BTD, x0_BTD, self.resid_mix, scale)
         attended_BTD, raw_BTC = self.attn(
             normed_BTD, rope, self.attn_scale, first_BTC, value_BTC, extend, tail
         )
@@ -272,7 +278,7 @@ class Block(nn.Module):
             x_BTD = x_BTD[:, -tail:]
             lane_BTD = None if lane_BTD is None else lane_BTD[:, -tail:]
         if lane_BTD is None:
-            x_BTD, normed_BTD = operations.add_norm(x_BTD, attended_BTD, None, None, scale)
+            x_BTD, normed_BTD = operations.add_norm(x_BTD, attended_BTD, None, scale)
             return x_BTD + self.mlp(normed_BTD, self.mlp_scale), None, raw_BTC
         fed_BTD = self.mlp(scaled(rms_norm(lane_BTD), scale), self.mlp_scale)
         return x_BTD + attended_BTD, lane_BTD + fed_BTD, raw_BTC

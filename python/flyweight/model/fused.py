@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flyweight.model.blocks import NORM_EPS, Operations
 from flyweight.model.fused_heads import exclude_own_value, gate_heads, project
+from flyweight.model.fused_mlp import squared_linear
 
 __all__ = [
     "FUSED",
@@ -24,6 +25,7 @@ __all__ = [
     "gate_heads",
     "project",
     "scaled_linear",
+    "squared_linear",
 ]
 
 _ROWS = 4
@@ -33,8 +35,8 @@ _PROGRAMS = 1056
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_norm_kernel(  # type: ignore[no-untyped-def]
-    x, y, a, b, total, normed, rows, width, scale, eps,
-    HAS_A: tl.constexpr, HAS_B: tl.constexpr, M: tl.constexpr, W: tl.constexpr,
+    x, y, mix, total, normed, rows, width, scale, eps,
+    MIXES: tl.constexpr, M: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.arange(0, W)
@@ -43,10 +45,9 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
     at = row[:, None].to(tl.int64) * width + column[None, :]
     sum_x = tl.load(x + at, mask=keep, other=0).to(tl.float32)
     sum_y = tl.load(y + at, mask=keep, other=0).to(tl.float32)
-    if HAS_A:
-        sum_x *= tl.load(a + column, mask=inside, other=0)[None, :]
-    if HAS_B:
-        sum_y *= tl.load(b + column, mask=inside, other=0)[None, :]
+    if MIXES:
+        sum_x *= tl.load(mix + column, mask=inside, other=0)[None, :]
+        sum_y *= tl.load(mix + width + column, mask=inside, other=0)[None, :]
     stored = (sum_x + sum_y).to(total.dtype.element_ty)
     tl.store(total + at, stored, mask=keep)
     s = stored.to(tl.float32)
@@ -56,124 +57,106 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_norm_backward_kernel(  # type: ignore[no-untyped-def]
-    x, y, a, b, total, g_total, g_normed, dx, dy, da, db, rows, width, scale, eps,
-    SHARE: tl.constexpr, HAS_A: tl.constexpr, HAS_B: tl.constexpr, M: tl.constexpr, W: tl.constexpr,
+    x, y, mix, g_total, g_normed, dx, dy, dmix, rows, width, scale, eps,
+    SHARE: tl.constexpr, MIXES: tl.constexpr, M: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.arange(0, W)
     inside = column < width
-    a_W = tl.load(a + column, mask=inside, other=0) if HAS_A else tl.full((W,), 1.0, tl.float32)
-    b_W = tl.load(b + column, mask=inside, other=0) if HAS_B else tl.full((W,), 1.0, tl.float32)
+    if MIXES:
+        a_W = tl.load(mix + column, mask=inside, other=0)[None, :]
+        b_W = tl.load(mix + width + column, mask=inside, other=0)[None, :]
     da_W = tl.zeros((W,), dtype=tl.float32)
     db_W = tl.zeros((W,), dtype=tl.float32)
     for start in range(0, SHARE, M):
         row = program * SHARE + start + tl.arange(0, M)
         keep = (row < rows)[:, None] & inside[None, :]
         at = row[:, None].to(tl.int64) * width + column[None, :]
-        s = tl.load(total + at, mask=keep, other=0).to(tl.float32)
+        s = tl.load(x + at, mask=keep, other=0).to(tl.float32)
+        if MIXES:  # else x is the sum
+            first, second = s, tl.load(y + at, mask=keep, other=0).to(tl.float32)
+            s = (first * a_W + second * b_W).to(dx.dtype.element_ty).to(tl.float32)
         g = tl.load(g_normed + at, mask=keep, other=0).to(tl.float32) * scale
         root = tl.rsqrt(tl.sum(s * s, 1) / width + eps)[:, None]
         unit = s * root
         g = root * (g - unit * (tl.sum(g * unit, 1) / width)[:, None])
         g += tl.load(g_total + at, mask=keep, other=0).to(tl.float32)
-        tl.store(dx + at, (g * a_W[None, :]).to(dx.dtype.element_ty), mask=keep)
-        tl.store(dy + at, (g * b_W[None, :]).to(dy.dtype.element_ty), mask=keep)
-        if HAS_A:
-            da_W += tl.sum(g * tl.load(x + at, mask=keep, other=0).to(tl.float32), 0)
-        if HAS_B:
-            db_W += tl.sum(g * tl.load(y + at, mask=keep, other=0).to(tl.float32), 0)
-    if HAS_A:
-        tl.store(da + program * width + column, da_W, mask=inside)
-    if HAS_B:
-        tl.store(db + program * width + column, db_W, mask=inside)
+        if MIXES:
+            tl.store(dx + at, (g * a_W).to(dx.dtype.element_ty), mask=keep)
+            tl.store(dy + at, (g * b_W).to(dx.dtype.element_ty), mask=keep)
+            da_W += tl.sum(g * first, 0)
+            db_W += tl.sum(g * second, 0)
+        else:
+            tl.store(dx + at, g.to(dx.dtype.element_ty), mask=keep)
+    if MIXES:
+        spot = dmix + program * 2 * width + column
+        tl.store(spot, da_W, mask=inside)
+        tl.store(spot + width, db_W, mask=inside)
 
 
 @torch.library.custom_op("flyweight::add_norm", mutates_args=())
-def _add_norm(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _add_norm(x: Tensor, y: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     x, y = x.contiguous(), y.contiguous()
     width = x.shape[-1]
     rows = x.numel() // width
     total, normed = torch.empty_like(x), torch.empty_like(x)
     _add_norm_kernel[(triton.cdiv(rows, _ROWS),)](
-        x, y, x if a is None else a, x if b is None else b, total, normed, rows, width, scale,
-        NORM_EPS, a is not None, b is not None, _ROWS, triton.next_power_of_2(width),
+        x, y, x if mix is None else mix.contiguous(), total, normed, rows, width, scale, NORM_EPS,
+        mix is not None, _ROWS, triton.next_power_of_2(width),
     )  # fmt: skip
     return total, normed
 
 
 @_add_norm.register_fake
-def _(
-    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, y: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @torch.library.custom_op("flyweight::add_norm_backward", mutates_args=())
 def _add_norm_backward(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    total: Tensor,
-    g_total: Tensor,
-    g_normed: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y, total, g_total, g_normed = (t.contiguous() for t in (x, y, total, g_total, g_normed))
-    width = x.shape[-1]
-    rows = x.numel() // width
+    kept: list[Tensor], g_total: Tensor, g_normed: Tensor, scale: float
+) -> list[Tensor]:
+    """Gradients of x, y and mix from those three, or that of x and y from their sum."""
+    *kept, g_total, g_normed = (tensor.contiguous() for tensor in (*kept, g_total, g_normed))
+    width = g_total.shape[-1]
+    rows = g_total.numel() // width
     share = triton.cdiv(triton.cdiv(rows, _PROGRAMS), _ROWS) * _ROWS
     programs = triton.cdiv(rows, share)
-    dx, dy = torch.empty_like(x), torch.empty_like(y)
-    da = x.new_empty(programs if a is not None else 0, width, dtype=torch.float32)
-    db = x.new_empty(programs if b is not None else 0, width, dtype=torch.float32)
+    mixes = len(kept) == 3
+    x, y, mix = kept if mixes else kept * 3
+    found = [torch.empty_like(tensor) for tensor in kept[:2]]
+    sums = g_total.new_empty(programs if mixes else 0, 2, width, dtype=torch.float32)
     _add_norm_backward_kernel[(programs,)](
-        x, y, x if a is None else a, x if b is None else b, total, g_total, g_normed, dx, dy, da,
-        db, rows, width, scale, NORM_EPS, share, a is not None, b is not None, _ROWS,
-        triton.next_power_of_2(width), num_warps=2,
+        x, y, mix, g_total, g_normed, found[0], found[-1], sums, rows, width, scale, NORM_EPS,
+        share, mixes, _ROWS, triton.next_power_of_2(width), num_warps=2,
     )  # fmt: skip
-    return dx, dy, da.sum(0), db.sum(0)
+    return [*found, sums.sum(0)] if mixes else found
 
 
 @_add_norm_backward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    total: Tensor,
-    g_total: Tensor,
-    g_normed: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vector = x.new_empty(x.shape[-1:], dtype=torch.float32)
-    return x.new_empty(x.shape), y.new_empty(y.shape), vector, torch.empty_like(vector)
+def _(kept: list[Tensor], g_total: Tensor, g_normed: Tensor, scale: float) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in kept]
 
 
 def _keep_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, y, a, b, scale = inputs
-    ctx.save_for_backward(x, y, *(vector for vector in (a, b) if vector is not None), output[0])
-    ctx.has, ctx.scale = (a is not None, b is not None), scale
+    x, y, mix, ctx.scale = inputs
+    ctx.save_for_backward(*((output[0],) if mix is None else (x, y, mix)))
 
 
 def _sum_backward(ctx, g_total, g_normed):  # type: ignore[no-untyped-def]
-    x, y, *vectors, total = ctx.saved_tensors
-    a = vectors.pop(0) if ctx.has[0] else None
-    b = vectors.pop(0) if ctx.has[1] else None
-    dx, dy, da, db = _add_norm_backward(x, y, a, b, total, g_total, g_normed, ctx.scale)
-    return dx, dy, da if ctx.has[0] else None, db if ctx.has[1] else None, None
+    found = _add_norm_backward(list(ctx.saved_tensors), g_total, g_normed, ctx.scale)
+    dx, dy, dmix = found if len(found) == 3 else (found[0], found[0], None)
+    return dx, dy, dmix, None
 
 
 _add_norm.register_autograd(_sum_backward, setup_context=_keep_sum)
 
 
 def add_norm(
-    x_BTD: Tensor, y_BTD: Tensor, a_D: Tensor | None, b_D: Tensor | None, scale: float | None
+    x_BTD: Tensor, y_BTD: Tensor, mix_2D: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`flyweight.model.blocks.add_norm`; vectors are float32."""
-    sum_BTD, normed_BTD = _add_norm(x_BTD, y_BTD, a_D, b_D, 1.0 if scale is None else scale)
+    """As :func:`flyweight.model.blocks.add_norm`; the mix is float32."""
+    sum_BTD, normed_BTD = _add_norm(x_BTD, y_BTD, mix_2D, 1.0 if scale is None else scale)
     return sum_BTD, normed_BTD
 
 
@@ -190,6 +173,7 @@ FUSED = Operations(
     add_norm=add_norm,
     project=project,
     scaled_linear=scaled_linear,
+    squared_linear=squared_linear,
     exclude_own_value=exclude_own_value,
     gate_heads=gate_heads,
 )

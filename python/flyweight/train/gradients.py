@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
 from flyweight.train.distributed import World
+from flyweight.train.losses import LossFunction
 from flyweight.train.optim import Muon
 
-__all__ = ["mean_over_processes", "passes", "reduce_and_clip"]
+__all__ = ["backward", "mean_over_processes", "passes", "reduce_and_clip"]
 
 
 def passes(batch_sequences: int, accumulation_steps: int, world: World) -> int:
@@ -32,6 +35,38 @@ def passes(batch_sequences: int, accumulation_steps: int, world: World) -> int:
     own = world.rows(batch_sequences)
     largest = batch_sequences // accumulation_steps
     return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= largest)
+
+
+def backward(
+    loss_function: LossFunction, tokens: Tensor, weights: Sequence[Tensor], share: int
+) -> Tensor:
+    """Add the gradients of one part of a batch, all weights at once; bfloat16 on CUDA.
+
+    Parameters
+    ----------
+    tokens : (B, T + 1) ids, the last of which are targets alone
+    weights : all that learns
+    share : the loss is the mean over the part, divided by this
+
+    Returns
+    -------
+    The loss, () float32
+    """
+    is_cuda = tokens.device.type == "cuda"
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=is_cuda):
+        loss = loss_function(tokens[:, :-1], tokens[:, 1:]) / share
+    added: list[tuple[Tensor, Tensor]] = []
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, weights, allow_unused=True)
+    for weight, gradient in zip(weights, found, strict=True):
+        if gradient is None:
+            continue
+        if weight.grad is None:
+            weight.grad = gradient.contiguous()  # as fused optimizers want it
+        else:
+            added.append((weight.grad, gradient))
+    if added:  # one kernel for many, where each weight's own would take longer to start than to run
+        torch._foreach_add_(*zip(*added, strict=True))
+    return loss.detach()
 
 
 @torch.no_grad()

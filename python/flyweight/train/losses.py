@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -73,7 +74,10 @@ class Losses:
         phases = [True] if spent >= self._recur_start else [False, True]
         for recurs in phases:
             function = self._functions[recurs]
-            self._functions[recurs] = torch.compile(function, fullgraph=True, dynamic=False)
+            # Rows that compilers pad are copied for our own kernels, which takes longer.
+            self._functions[recurs] = torch.compile(
+                function, fullgraph=True, dynamic=False, options={"comprehensive_padding": False}
+            )
         return [self._functions[recurs] for recurs in phases]
 
     def pick(self, spent: float) -> LossFunction:
@@ -112,10 +116,13 @@ class Losses:
 
 def fastest_operations(model: Transformer) -> Operations:
     """Triton kernels where the model is on CUDA, Triton is installed and they take its shape."""
-    width = model.config.head_dim
-    fits = width & (width - 1) == 0 and model.config.rope_dims > 0
-    if not (model.tok_emb.weight.is_cuda and fits and find_spec("triton")):
+    config, device = model.config, model.tok_emb.weight.device
+    fits = config.head_dim & (config.head_dim - 1) == 0 and config.rope_dims > 0
+    if not (device.type == "cuda" and fits and find_spec("triton")):
         return PLAIN
     from flyweight.model.fused import FUSED
 
-    return FUSED
+    has_tensor_memory_accelerator = torch.cuda.get_device_capability(device) >= (9, 0)
+    if has_tensor_memory_accelerator and config.model_dim % 8 == config.mlp_hidden % 8 == 0:
+        return FUSED
+    return replace(FUSED, squared_linear=PLAIN.squared_linear)

@@ -21,7 +21,7 @@ from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
 from flyweight.train.diagnose import memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
-from flyweight.train.gradients import passes, reduce_and_clip
+from flyweight.train.gradients import backward, passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
 from flyweight.train.losses import Losses, LossFunction
 from flyweight.train.monitor import Monitor, StepRecord
@@ -247,9 +247,10 @@ def _step(
     """One optimizer step; returns mean loss and gradient norm, still on the device."""
     device = job.world.device
     total = torch.zeros((), device=device)
+    weights = list(state.model.parameters())
     with job.losses.rounding():
         for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
-            total += _backward(loss_function, tokens, job.parts)
+            total += backward(loss_function, tokens, weights, job.parts)
     metrics = reduce_and_clip(
         state.muon, state.adamw, total, max_norm=job.config.grad_clip, world=job.world
     )
@@ -261,15 +262,6 @@ def _step(
     return metrics
 
 
-def _backward(loss_function: LossFunction, tokens: Tensor, share: int) -> Tensor:
-    """Add the gradient of one part of a batch; its loss is the mean over it, divided by shares."""
-    is_cuda = tokens.device.type == "cuda"
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=is_cuda):
-        loss = loss_function(tokens[:, :-1], tokens[:, 1:]) / share
-    torch.autograd.backward(loss)
-    return loss.detach()
-
-
 def _prepare(state: TrainState, job: _Job) -> float:
     """Compile the loss functions on random tokens if that is wanted; seconds it took."""
     if not job.config.compile:
@@ -279,8 +271,9 @@ def _prepare(state: TrainState, job: _Job) -> float:
     shape = (job.world.rows(job.config.batch_sequences) // job.parts, model.seq_len + 1)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, shape, generator=generator).to(job.world.device)
+    weights = list(state.model.parameters())
     for loss_function in job.losses.compile(_spent(state, job.config)):
-        float(_backward(loss_function, tokens, 1))  # waits for the device
+        float(backward(loss_function, tokens, weights, 1))  # waits for the device
     if tokens.is_cuda:  # elsewhere its matrix products are all that takes time
         state.muon.compile()
     state.model.zero_grad()  # weights and optimizers were not touched
