@@ -26,8 +26,8 @@ def test_shipped_recipes_load_and_survive_being_resolved(name: str) -> None:
 
 
 def test_names() -> None:
-    assert {"base-sp1024", "demo", "tiny-sp1024"} <= set(recipe_names())
-    with pytest.raises(RecipeError, match="no recipe 'nothing'; there are base-sp1024, demo"):
+    assert {"demo", "flyweight", "tiny-sp1024"} <= set(recipe_names())
+    with pytest.raises(RecipeError, match="no recipe 'nothing'; there are demo, flyweight"):
         load_recipe("nothing")
     with pytest.raises(RecipeError, match="no such file"):
         load_recipe("nothing.toml")
