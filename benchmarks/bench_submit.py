@@ -53,7 +53,9 @@ def main() -> None:
 
     def measure(job: str, environment: dict[str, str]) -> dict[str, Any]:
         run = _script if job == SCRIPT else _recipe
-        return {"system": job, "max_seconds": options.max_seconds, **run(options, job, environment)}
+        row = {"system": job, "max_seconds": options.max_seconds}
+        commit = record["fingerprint"]["commit"]  # rows of a record may come from several
+        return {**row, "commit": commit, **run(options, job, environment)}
 
     for job, row in on_devices(jobs, options.devices, measure):
         same = (job, options.max_seconds)
@@ -74,6 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a whole run")
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a run on each")
     parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
+    parser.add_argument("--until", default="audit", help="last stage of a recipe")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -84,6 +87,7 @@ def _recipe(options: argparse.Namespace, name: str, environment: dict[str, str])
     data = options.data8192 if recipe.model.vocab_size == 8192 else options.data1024
     with tempfile.TemporaryDirectory() as out:
         arguments = [sys.executable, "-m", "flyweight", "run", name, "--json"]
+        arguments += ["--until", options.until]
         arguments += ["--data", str(data), "--out", out, "--max-seconds", str(options.max_seconds)]
         done = subprocess.run(
             arguments,

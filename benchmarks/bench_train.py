@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,25 @@ def main() -> None:
     jobs = [(kind, s) for kind, s in jobs if kind == "speed" or s in WITH_LOSS]
 
     def measure(job: tuple[str, str], environment: dict[str, str]) -> dict[str, Any]:
-        """Both sides, one after the other on the same GPU."""
+        """Both sides on the same GPU: one after the other for speed, side by side for losses."""
         kind, system = job
-        row = {"system": system, "ours": _ours(options, system, kind, environment)}
+        commit = record["fingerprint"]["commit"]  # rows of a record may come from several
+        row: dict[str, Any] = {"system": system, "commit": commit}
+        sides = {"ours": _ours}
         if _script(options, system).exists() and system in SETTINGS:
-            row["theirs"] = _theirs(options, system, kind, environment)
+            sides["theirs"] = _theirs
+
+        def run(side: str) -> None:
+            row[side] = sides[side](options, system, kind, environment)
+            print(f"{kind} {system:8} {side:8} {json.dumps(row[side])}", flush=True)
+
+        with ThreadPoolExecutor(1 if kind == "speed" else 2) as pool:
+            list(pool.map(run, sides))
         return row
 
     for (kind, system), row in on_devices(jobs, options.devices, measure):
         rows = [old for old in record[kind] if old["system"] != system]
         record[kind] = sorted([*rows, row], key=lambda row: SYSTEMS.index(row["system"]))
-        _show(row)
         write("train", record, options.out)
     print(write("train", record, options.out))
 
@@ -210,12 +219,6 @@ def _device() -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"device": name, "torch": torch.__version__}
-
-
-def _show(row: dict[str, Any]) -> None:
-    for side in ("ours", "theirs"):
-        if side in row:
-            print(f"{row['system']:8} {side:8} {json.dumps(row[side])}", flush=True)
 
 
 if __name__ == "__main__":
