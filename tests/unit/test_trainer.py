@@ -132,7 +132,7 @@ def test_training_learns_and_reports(data: Path, tmp_path: Path) -> None:
     lines = log_of(result)
     assert [line["step"] for line in lines] == [1, *range(5, 61, 5)]
     assert set(lines[0]) == {
-        *("step", "loss", "grad_norm", "lr", "tokens", "seconds", "stall_seconds")
+        *("step", "loss", "grad_norm", "lr", "tokens", "seconds", "stall_seconds", "recompilations")
     }
     assert lines[0]["loss"] == pytest.approx(math.log(32), abs=0.1)
     assert lines[0]["lr"] == pytest.approx(0.025 / 2)
@@ -279,7 +279,7 @@ def test_log_drops_steps_after_the_checkpoint_and_a_cut_line(data: Path, tmp_pat
     with result.log_path.open("a") as log:
         log.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
     result = run(data, tmp_path)
-    assert [line["step"] for line in log_of(result)] == [1, 5, 10]
+    assert [line["step"] for line in log_of(result)] == [1, 5, 10, 12]
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Losses:
     ----------
     hardness : of the rounding in the loss that was picked last; 0 is none yet, and None that there
         will be none
+    recurs : whether the loss that was picked last repeats layers, where the model has any to repeat
 
     Raises
     ------
@@ -52,7 +53,7 @@ class Losses:
         self, model: Transformer, config: TrainConfig, quantize: QuantConfig | None
     ) -> None:
         self.hardness: float | None = None
-        self._model, self._recurs = model, True
+        self._model, self.recurs = model, True
         self._recur_start = config.recur_start_fraction if model.config.recur_passes else 0.0
         model.use(fastest_operations(model))
         self._functions: dict[bool, LossFunction] = {True: model.loss, False: model.loss_once}
@@ -89,12 +90,12 @@ class Losses:
                 start_fraction=self._qat.start_fraction,
                 anneal_fraction=self._qat.anneal_fraction,
             )
-        self._recurs = spent >= self._recur_start
-        return self._functions[self._recurs]
+        self.recurs = spent >= self._recur_start
+        return self._functions[self.recurs]
 
     def plain(self) -> LossFunction:
         """The loss that was picked last, not compiled."""
-        return self._model.loss if self._recurs else self._model.loss_once
+        return self._model.loss if self.recurs else self._model.loss_once
 
     def rounding(self) -> AbstractContextManager[None]:
         """Round the weights, if it is time, for all losses and gradients of a step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +18,19 @@ from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.checkpoint import load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
+from flyweight.quant.config import QuantConfig
 from flyweight.train.averaging import Average, new_average
 from flyweight.train.config import TrainConfig
 from flyweight.train.distributed import World
 from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
-__all__ = ["TrainState", "load_state", "new_state", "save_state"]
+__all__ = ["TrainState", "load_state", "new_state", "save_state", "settings_of"]
 
+_FREE_TO_CHANGE = frozenset(
+    ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
+)
+"""Fields of TrainConfig that a resumed run may have other values for."""
 _MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
 
@@ -65,6 +72,34 @@ def new_state(
     return TrainState(model=model, muon=muon, adamw=adamw, average=average)
 
 
+def settings_of(
+    model: ModelConfig,
+    config: TrainConfig,
+    quantize: QuantConfig | None,
+    *,
+    seed: int,
+    num_tokens: int,
+) -> str:
+    """What must be equal for a run to be the same run, as JSON.
+
+    Parameters
+    ----------
+    quantize : counts under ``config.qat`` alone, by its grids
+    num_tokens : of the training shards together
+    """
+    fields = dataclasses.asdict(config)
+    training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
+    whole = {
+        "model": dataclasses.asdict(model),
+        "train": training,
+        "seed": seed,
+        "train_tokens": num_tokens,
+    }
+    if config.qat is not None and quantize is not None:
+        whole["quantize"] = quantize.grid_settings()
+    return json.dumps(whole, sort_keys=True)
+
+
 def save_state(
     path: str | os.PathLike[str], state: TrainState, *, settings: str, world: World
 ) -> None:
@@ -72,7 +107,8 @@ def save_state(
 
     Parameters
     ----------
-    settings : describes the run; :func:`load_state` refuses a state of another run
+    settings : describes the run, from :func:`settings_of`; :func:`load_state` refuses a state of
+        another one
     world : all processes must call this at the same time; the first one writes. What it writes
         does not depend on how many there are
     """

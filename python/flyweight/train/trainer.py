@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +28,9 @@ from flyweight.train.optim import set_schedule
 from flyweight.train.prefetch import Prefetcher
 from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
 from flyweight.train.speed import Speedometer
-from flyweight.train.state import TrainState, load_state, new_state, save_state
+from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
-
-_FREE_TO_CHANGE = frozenset(
-    ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
-)
-"""Fields of TrainConfig that a resumed run may have other values for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +127,7 @@ def train(
     if config.data_end == "stop":
         steps = stream.num_batches
         config = dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
-    settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
+    settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if state_path.exists():
         load_state(state_path, state, settings=settings)
     losses = Losses(state.model, config, quantize)
@@ -198,7 +192,7 @@ def _loop(
     save: Callable[[], None],
 ) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
-    config, losses = job.config, job.losses
+    config, losses, batch_tokens = job.config, job.losses, _batch_tokens(state, job.config)
     seconds_before, started = state.seconds, time.perf_counter()
     saved = started
     with sigint_noted(again_raises=job.world.size == 1) as interrupted:
@@ -222,9 +216,12 @@ def _loop(
                         step=state.step,
                         metrics=metrics,
                         lr=config.optim.matrix_lr * scale,
-                        tokens=_tokens(state, config),
+                        tokens=state.step * batch_tokens,
                         seconds=state.seconds,
                         spent=_spent(state, config),
+                        batch_tokens=batch_tokens,
+                        recurs=losses.recurs,
+                        recompilations=losses.recompilations,
                         qat=losses.hardness,
                         stall_seconds=batches.stall_seconds,
                     )
@@ -303,8 +300,8 @@ def _monitor(
         return
     with Monitor(
         path,
-        start_step=state.step,
-        start_loss=state.loss,
+        state=state,
+        spent=_spent(state, job.config),
         log_steps=job.config.log_steps,
         speedometer=speedometer,
         explain=explain,
@@ -319,8 +316,8 @@ def _spent(state: TrainState, config: TrainConfig) -> float:
     )
 
 
-def _tokens(state: TrainState, config: TrainConfig) -> int:
-    return state.step * config.batch_sequences * state.model.config.seq_len
+def _batch_tokens(state: TrainState, config: TrainConfig) -> int:
+    return config.batch_sequences * state.model.config.seq_len
 
 
 def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) -> float:
@@ -359,7 +356,7 @@ def _with_budget(
 def _result(
     state: TrainState, job: _Job, out: Path, compile_seconds: float, stall_seconds: float
 ) -> TrainResult:
-    tokens = _tokens(state, job.config)
+    tokens = state.step * _batch_tokens(state, job.config)
     return TrainResult(
         steps=state.step,
         tokens=tokens,
@@ -375,25 +372,3 @@ def _result(
         state_path=out / "state.safetensors",
         log_path=out / "log.jsonl",
     )
-
-
-def _settings(
-    model: ModelConfig,
-    config: TrainConfig,
-    quantize: QuantConfig | None,
-    *,
-    seed: int,
-    num_tokens: int,
-) -> str:
-    """What must be equal for a run to be the same run."""
-    fields = dataclasses.asdict(config)
-    training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
-    whole = {
-        "model": dataclasses.asdict(model),
-        "train": training,
-        "seed": seed,
-        "train_tokens": num_tokens,
-    }
-    if config.qat is not None and quantize is not None:
-        whole["quantize"] = quantize.grid_settings()
-    return json.dumps(whole, sort_keys=True)
