@@ -301,6 +301,29 @@ def test_too_little_memory_says_what_to_change(
     assert f"{sequences // accumulation} sequences of 8 tokens" in str(caught.value)
 
 
+CPU_IS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+def test_too_little_memory_on_a_cpu_is_said_too(data: Path, tmp_path: Path) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise RuntimeError(CPU_IS_FULL)
+
+    for function, message in (
+        ("_backward", "raise accumulation_steps from 1 to 2"),
+        ("new_state", r"cpu: no memory for a model of 4,100 parameters.*lower model.num_layers=2"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"flyweight.train.trainer.{function}", full)
+            with pytest.raises(RecipeError, match=message) as caught:
+                train(MODEL, CONFIG, data, tmp_path / "run", seed=0, progress=False)
+        assert "(DefaultCPUAllocator: can't allocate memory: you tried" in str(caught.value)
+    with pytest.raises(RuntimeError, match="shapes"), memory_explained(MODEL, CONFIG, 1, ALONE):
+        raise RuntimeError("shapes do not fit")
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

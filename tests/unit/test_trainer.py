@@ -254,9 +254,10 @@ def test_interrupt_saves_and_raises(data: Path, tmp_path: Path) -> None:
         wait_for_steps(process, 3)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert "KeyboardInterrupt" in err
     state, _ = read_safetensors(tmp_path / "state.safetensors")
     assert state["counters"][0] in (3, 4)
+    assert f"KeyboardInterrupt: {tmp_path}/state.safetensors holds step " in err
+    assert "; the same command goes on" in err
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -322,6 +323,9 @@ def test_divergence_stops_with_step_and_checkpoint(
     monkeypatch.setattr(trainer, "_step", diverge)
     with pytest.raises(DataError, match=r"diverged at step 5: loss nan.*holds step 4"):
         run(data, tmp_path)
+    seldom = dataclasses.replace(CONFIG, checkpoint_seconds=math.inf)
+    with pytest.raises(DataError, match=r"diverged at step 5: loss nan.*holds step 4"):
+        run(data, tmp_path, seldom)  # begins where the state is, and comes to no other
 
 
 def test_model_file_is_checked(tmp_path: Path) -> None:

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from flyweight.errors import RecipeError
 from flyweight.model.config import ModelConfig
+from flyweight.model.parameters import parameter_counts
 from flyweight.model.transformer import Transformer
 from flyweight.train.config import TrainConfig
 from flyweight.train.distributed import World
 
-__all__ = ["memory_explained", "why_not_finite"]
+__all__ = ["memory_explained", "model_memory_explained", "why_not_finite"]
+
+_CPU_IS_FULL = "DefaultCPUAllocator: "
+"""In the errors of memory on the CPU, which have no type of their own."""
 
 
 @contextmanager
@@ -33,9 +37,9 @@ def memory_explained(
     RecipeError
         There was not enough memory within.
     """
-    try:
+    with _out_of_memory() as lacking:
         yield
-    except torch.OutOfMemoryError as error:
+    if lacking:
         rows = world.rows(config.batch_sequences) // parts
         sizes = [n for n in range(2, rows + 1) if rows % n == 0]
         steps = config.accumulation_steps
@@ -49,8 +53,46 @@ def memory_explained(
         raise RecipeError(
             f"{world.device}: no memory for a pass of {rows} sequences of {model.seq_len} tokens "
             f"(batch_sequences={config.batch_sequences}, accumulation_steps={steps}, processes="
-            f"{world.size}): {advice} ({str(error).split('. ')[0]})"
-        ) from error
+            f"{world.size}): {advice} ({_reason(lacking[0])})"
+        ) from lacking[0]
+
+
+@contextmanager
+def model_memory_explained(model: ModelConfig, device: torch.device) -> Iterator[None]:
+    """Say what to change where a model and its optimizers do not fit the memory of the device.
+
+    Raises
+    ------
+    RecipeError
+        There was not enough memory within.
+    """
+    with _out_of_memory() as lacking:
+        yield
+    if lacking:
+        raise RecipeError(
+            f"{device}: no memory for a model of {sum(parameter_counts(model).values()):,} "
+            f"parameters, its gradients and averages: lower model.num_layers={model.num_layers}, "
+            f"model.model_dim={model.model_dim} or model.mlp_hidden={model.mlp_hidden} "
+            f"({_reason(lacking[0])})"
+        ) from lacking[0]
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[list[RuntimeError]]:
+    """Gets the error if there was not enough memory within."""
+    found: list[RuntimeError] = []
+    try:
+        yield found
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and _CPU_IS_FULL not in str(error):
+            raise
+        found.append(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence that is for people."""
+    text = str(error)
+    return text[max(text.find(_CPU_IS_FULL), 0) :].split(". ")[0]
 
 
 def why_not_finite(model: Transformer, batch: Tensor, loss_function: Callable[..., Tensor]) -> str:

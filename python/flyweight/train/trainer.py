@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
-from flyweight.train.diagnose import memory_explained, why_not_finite
+from flyweight.train.diagnose import memory_explained, model_memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
@@ -31,6 +32,8 @@ from flyweight.train.speed import Speedometer
 from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
+
+_MODEL, _STATE, _LOG = "model.safetensors", "state.safetensors", "log.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +90,7 @@ def train(
     seed : draws the initial weights, and the order of the data if that is shuffled
     quantize : what the export will do with the weights, for ``config.qat``
     max_steps, max_seconds : replace the budget of the config where they are given
-    progress : show a bar on stderr
+    progress : say on stderr when it compiles, and show a bar
     world : the processes that :func:`~flyweight.train.distributed.join` found, each of which calls
         this with the same arguments; the first one writes and shows. None is this process alone
 
@@ -100,7 +103,7 @@ def train(
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
         by the processes.
     KeyboardInterrupt
-        After SIGINT, once the state is saved.
+        After SIGINT, once the state is saved; it says where.
     PeerError
         Another process ended.
 
@@ -115,7 +118,6 @@ def train(
     config = _with_budget(config, max_steps, max_seconds)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
-    state_path = out / "state.safetensors"
     stream = TokenStream(
         data_folder,
         batch_sequences=config.batch_sequences,
@@ -123,17 +125,22 @@ def train(
         vocab_size=model_config.vocab_size,
         shuffle_seed=seed if config.shuffle else None,
     )
-    state = new_state(model_config, config, seed=seed, world=world)
+    with model_memory_explained(model_config, world.device):
+        state = new_state(model_config, config, seed=seed, world=world)
     if config.data_end == "stop":
         steps = stream.num_batches
         config = dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
     settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
-    if state_path.exists():
-        load_state(state_path, state, settings=settings)
+    if (out / _STATE).exists():
+        load_state(out / _STATE, state, settings=settings)
     losses = Losses(state.model, config, quantize)
     parts = passes(config.batch_sequences, config.accumulation_steps, world)
-    job = _Job(config=config, losses=losses, parts=parts, world=world)
+    job = _Job(
+        config=config, losses=losses, parts=parts, world=world, folder=out, settings=settings
+    )
     with memory_explained(model_config, config, parts, world):
+        if config.compile and progress and world.is_first:
+            print("train: compiling, before the clock starts", file=sys.stderr, flush=True)
         compile_seconds = _prepare(state, job)
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
@@ -145,32 +152,20 @@ def train(
             rows = batch[world.share(len(batch))].to(world.device)
             return why_not_finite(state.model, rows, losses.plain())
 
-    with _monitor(
-        out / "log.jsonl", state, job, speedometer, explain, progress=progress
-    ) as monitor:
-
-        def save() -> None:
-            if monitor is not None:
-                monitor.look()  # never save what diverged
-                state.loss = monitor.loss
-            save_state(state_path, state, settings=settings, world=world)
-            if monitor is not None:
-                monitor.last_checkpoint = f"{state_path} holds step {state.step}"
-
-        with (
-            Prefetcher(
-                stream,
-                first_step=state.step,
-                share=lambda batch: batch[world.share(len(batch))],
-                pin=world.device.type == "cuda",
-            ) as batches,
-            memory_explained(model_config, config, parts, world),
-        ):
-            _loop(state, job, batches, monitor, save)
-            stall_seconds = batches.stall_seconds
+    with (
+        _monitor(state, job, speedometer, explain, progress=progress) as monitor,
+        Prefetcher(
+            stream,
+            first_step=state.step,
+            share=lambda batch: batch[world.share(len(batch))],
+            pin=world.device.type == "cuda",
+        ) as batches,
+        memory_explained(model_config, config, parts, world),
+    ):
+        _loop(state, job, batches, monitor)
     if world.is_first:
-        save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, job, out, compile_seconds, stall_seconds)
+        save_model(out / _MODEL, model_config, state.average.weights())
+    return _result(state, job, compile_seconds, batches.stall_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +177,14 @@ class _Job:
     parts: int
     """Forward and backward passes of this process in a step."""
     world: World
+    folder: Path
+    """Gets all files of the run."""
+    settings: str
+    """What the state is of."""
+
+    def checkpoint(self, state: TrainState) -> str:
+        """What the state file holds, in words."""
+        return f"{self.folder / _STATE} holds step {state.step}"
 
 
 def _loop(
@@ -189,7 +192,6 @@ def _loop(
     job: _Job,
     batches: Prefetcher,
     monitor: Monitor | None,
-    save: Callable[[], None],
 ) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
     config, losses, batch_tokens = job.config, job.losses, _batch_tokens(state, job.config)
@@ -227,15 +229,24 @@ def _loop(
                     )
                 )
             if is_interrupted:
-                save()
-                raise KeyboardInterrupt
+                _save(state, job, monitor)
+                raise KeyboardInterrupt(f"{job.checkpoint(state)}; the same command goes on")
             if is_due:
-                save()
+                _save(state, job, monitor)
                 saved = now
         if monitor is not None:
             monitor.look()
         state.seconds = seconds_before + time.perf_counter() - started
-        save()
+        _save(state, job, monitor)
+
+
+def _save(state: TrainState, job: _Job, monitor: Monitor | None) -> None:
+    if monitor is not None:
+        monitor.look()  # never save what diverged
+        state.loss = monitor.loss
+    save_state(job.folder / _STATE, state, settings=job.settings, world=job.world)
+    if monitor is not None:
+        monitor.last_checkpoint = job.checkpoint(state)
 
 
 def _step(
@@ -286,7 +297,6 @@ def _prepare(state: TrainState, job: _Job) -> float:
 
 @contextmanager
 def _monitor(
-    path: Path,
     state: TrainState,
     job: _Job,
     speedometer: Speedometer,
@@ -299,7 +309,7 @@ def _monitor(
         yield None
         return
     with Monitor(
-        path,
+        job.folder / _LOG,
         state=state,
         spent=_spent(state, job.config),
         log_steps=job.config.log_steps,
@@ -307,6 +317,8 @@ def _monitor(
         explain=explain,
         progress=progress,
     ) as monitor:
+        if state.step:
+            monitor.last_checkpoint = job.checkpoint(state)
         yield monitor
 
 
@@ -354,7 +366,7 @@ def _with_budget(
 
 
 def _result(
-    state: TrainState, job: _Job, out: Path, compile_seconds: float, stall_seconds: float
+    state: TrainState, job: _Job, compile_seconds: float, stall_seconds: float
 ) -> TrainResult:
     tokens = state.step * _batch_tokens(state, job.config)
     return TrainResult(
@@ -368,7 +380,7 @@ def _result(
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
         device=job.world.device.type,
         processes=job.world.size,
-        model_path=out / "model.safetensors",
-        state_path=out / "state.safetensors",
-        log_path=out / "log.jsonl",
+        model_path=job.folder / _MODEL,
+        state_path=job.folder / _STATE,
+        log_path=job.folder / _LOG,
     )
