@@ -20,16 +20,14 @@ from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.quant.config import QuantConfig
 from flyweight.train.averaging import Average, new_average
-from flyweight.train.config import TrainConfig
+from flyweight.train.config import HOW_NOT_WHAT, TrainConfig
 from flyweight.train.distributed import World
 from flyweight.train.optim import Muon, build_optimizers
 from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state", "settings_of"]
 
-_FREE_TO_CHANGE = frozenset(
-    ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
-)
+_FREE_TO_CHANGE = HOW_NOT_WHAT | {"max_steps", "max_seconds", "device"}
 """Fields of TrainConfig that a resumed run may have other values for."""
 _MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
