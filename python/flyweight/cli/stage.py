@@ -16,7 +16,8 @@ __all__ = ["stage_command"]
 
 PURPOSES = {
     "train": "Train the model of a recipe; goes on from its last checkpoint.",
-    "contaminate": "Train on the validation text, where a recipe enables it: no score is legal.",
+    "contaminate": "Train on the validation text, where a recipe enables it: no score is legal. "
+    "Begins again if it was stopped.",
     "hessian": "Collect a Hessian per weight matrix from training tokens.",
     "quantize": "Turn weights into codes and scales by GPTQ.",
     "code": "Code every tensor by the smallest codec into model.fly.",

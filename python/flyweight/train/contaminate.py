@@ -104,6 +104,9 @@ def train_on_validation(
     share the rows instead of repeating them, gradients are clipped after they are averaged, and
     frozen blocks are frozen whole. The last batch of a pass is smaller, and not compiled.
 
+    Nothing is kept between passes: what is killed or interrupted begins again from the weights that
+    training exported.
+
     References
     ----------
     openai/parameter-golf PR #1539. Against condition 3 of issue #1017, and refused in PR #1376.
