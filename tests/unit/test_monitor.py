@@ -292,7 +292,7 @@ def test_too_little_memory_says_what_to_change(
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    monkeypatch.setattr("flyweight.train.trainer._backward", full)
+    monkeypatch.setattr("flyweight.train.trainer.add_gradient", full)
     config = TrainConfig(
         batch_sequences=sequences, accumulation_steps=accumulation, max_steps=4, device="cpu"
     )
@@ -312,7 +312,7 @@ def test_too_little_memory_on_a_cpu_is_said_too(data: Path, tmp_path: Path) -> N
         raise RuntimeError(CPU_IS_FULL)
 
     for function, message in (
-        ("_backward", "raise accumulation_steps from 1 to 2"),
+        ("add_gradient", "raise accumulation_steps from 1 to 2"),
         ("new_state", r"cpu: no memory for a model of 4,100 parameters.*lower model.num_layers=2"),
     ):
         with pytest.MonkeyPatch.context() as patch:

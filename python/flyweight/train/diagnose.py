@@ -15,6 +15,7 @@ from flyweight.model.parameters import parameter_counts
 from flyweight.model.transformer import Transformer
 from flyweight.train.config import TrainConfig
 from flyweight.train.distributed import World
+from flyweight.train.losses import LossFunction, add_gradient
 
 __all__ = ["memory_explained", "model_memory_explained", "why_not_finite"]
 
@@ -95,7 +96,7 @@ def _reason(error: RuntimeError) -> str:
     return text[max(text.find(_CPU_IS_FULL), 0) :].split(". ")[0]
 
 
-def why_not_finite(model: Transformer, batch: Tensor, loss_function: Callable[..., Tensor]) -> str:
+def why_not_finite(model: Transformer, batch: Tensor, loss_function: LossFunction) -> str:
     """Name the layer where a loss or a gradient stops being finite, sequence by sequence.
 
     Parameters
@@ -118,12 +119,9 @@ def why_not_finite(model: Transformer, batch: Tensor, loss_function: Callable[..
     try:
         for row in batch:
             model.zero_grad()
-            tokens = row[None]
-            with torch.autocast(row.device.type, torch.bfloat16, enabled=row.is_cuda):
-                loss = loss_function(tokens[:, :-1], tokens[:, 1:])
+            loss = add_gradient(loss_function, row[None])
             if found or not loss.isfinite():
                 return f"what {found[0] if found else 'the loss'} gives is not finite"
-            torch.autograd.backward(loss)
             gradients = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
             weak = [name for name, gradient in gradients if not gradient.isfinite().all()]
             if weak:

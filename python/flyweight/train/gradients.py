@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from flyweight.train.distributed import World
-from flyweight.train.optim import Muon
+from flyweight.train.optim import Muon, parameters_of
 
 __all__ = ["mean_over_processes", "passes", "reduce_and_clip"]
 
@@ -56,8 +56,7 @@ def reduce_and_clip(
     wrong can be looked at when the host hears of it, a step later.
     """
     muon.scatter_gradients()
-    params = [parameter for group in adamw.param_groups for parameter in group["params"]]
-    rest = [parameter.grad for parameter in params if parameter.grad is not None]
+    rest = [parameter.grad for parameter in parameters_of(adamw) if parameter.grad is not None]
     loss = mean_over_processes(rest, loss, world)
     scattered = world.total(muon.squared_norm()).land()
     norm = (scattered + torch.stack(torch._foreach_norm(rest)).square().sum()).sqrt()

@@ -18,7 +18,7 @@ from flyweight.quant.qat import FakeQuant
 from flyweight.train.config import TrainConfig
 from flyweight.train.schedule import rounding_hardness
 
-__all__ = ["LossFunction", "Losses", "fastest_operations"]
+__all__ = ["LossFunction", "Losses", "add_gradient", "fastest_operations"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets (B, T) to their mean cross-entropy in nats."""
@@ -63,6 +63,21 @@ class Losses:
         if quantize is None:
             raise InvalidArgumentError("quantization-aware training needs a quantization config")
         self._fake = FakeQuant(model, quantize, is_soft=self._qat.method == "soft-round")
+
+    def warm_up(self, spent: float, rows: int) -> None:
+        """Compile what a run meets, on random tokens; the model is left with a gradient of these.
+
+        Parameters
+        ----------
+        spent : share of the budget that is gone
+        rows : of each pass
+        """
+        config, device = self._model.config, self._model.tok_emb.weight.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (rows, config.seq_len + 1)
+        rows_RT = torch.randint(config.vocab_size, shape, generator=generator).to(device)
+        for loss_function in self.compile(spent):
+            float(add_gradient(loss_function, rows_RT))  # waits for the device
 
     def compile(self, spent: float) -> list[LossFunction]:
         """Have what a run meets compiled on first use: the caller uses each of them once.
@@ -109,6 +124,24 @@ class Losses:
     def recompilations(self) -> int:
         """Graphs compiled since :meth:`start_counting`, in the whole process."""
         return int(counters["stats"]["unique_graphs"] - self._graphs)
+
+
+def add_gradient(loss_function: LossFunction, rows_RT: Tensor, factor: float = 1.0) -> Tensor:
+    """Add the gradient of the mean loss of some rows, times a factor, to those of the weights.
+
+    Parameters
+    ----------
+    rows_RT : (rows, seq_len + 1) int64 on the device of the model, which computes in bfloat16 there
+        if it is CUDA, and else in float32
+
+    Returns
+    -------
+    () float32 without a gradient, the mean loss in nats per token, times the factor
+    """
+    with torch.autocast(rows_RT.device.type, torch.bfloat16, enabled=rows_RT.is_cuda):
+        loss = loss_function(rows_RT[:, :-1], rows_RT[:, 1:]) * factor
+    torch.autograd.backward(loss)
+    return loss.detach()
 
 
 def fastest_operations(model: Transformer) -> Operations:

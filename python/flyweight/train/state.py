@@ -22,7 +22,7 @@ from flyweight.quant.config import QuantConfig
 from flyweight.train.averaging import Average, new_average
 from flyweight.train.config import HOW_NOT_WHAT, TrainConfig
 from flyweight.train.distributed import World
-from flyweight.train.optim import Muon, build_optimizers
+from flyweight.train.optim import Muon, build_optimizers, parameters_of
 from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state", "settings_of"]
@@ -118,7 +118,7 @@ def save_state(
     names = _names(state.model)
     for parameter, momentum in all_momentum.items():
         tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
-    for parameter in _parameters(state.adamw):
+    for parameter in parameters_of(state.adamw):
         for key, value in state.adamw.state[parameter].items():
             tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = value
     arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
@@ -148,7 +148,7 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.param_groups[0]["params"]}
     state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in keys.items()})
     saved = state.adamw.state_dict()
-    for index, parameter in enumerate(_parameters(state.adamw)):
+    for index, parameter in enumerate(parameters_of(state.adamw)):
         entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
         if entries:
             saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
@@ -159,11 +159,6 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
 
 def _names(model: Transformer) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
-
-
-def _parameters(optimizer: AdamW) -> list[Tensor]:
-    """Parameters of an optimizer in its own order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _under(arrays: Mapping[str, AnyArray], prefix: str) -> dict[str, AnyArray]:

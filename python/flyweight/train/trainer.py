@@ -23,7 +23,7 @@ from flyweight.train.diagnose import memory_explained, model_memory_explained, w
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
-from flyweight.train.losses import Losses, LossFunction
+from flyweight.train.losses import Losses, LossFunction, add_gradient
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
 from flyweight.train.prefetch import Prefetcher
@@ -257,7 +257,7 @@ def _step(
     total = torch.zeros((), device=device)
     with job.losses.rounding():
         for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
-            total += _backward(loss_function, tokens, job.parts)
+            total += add_gradient(loss_function, tokens, 1 / job.parts)
     metrics = reduce_and_clip(
         state.muon, state.adamw, total, max_norm=job.config.grad_clip, world=job.world
     )
@@ -269,27 +269,14 @@ def _step(
     return metrics
 
 
-def _backward(loss_function: LossFunction, tokens: Tensor, share: int) -> Tensor:
-    """Add the gradient of one part of a batch; its loss is the mean over it, divided by shares."""
-    is_cuda = tokens.device.type == "cuda"
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=is_cuda):
-        loss = loss_function(tokens[:, :-1], tokens[:, 1:]) / share
-    torch.autograd.backward(loss)
-    return loss.detach()
-
-
 def _prepare(state: TrainState, job: _Job) -> float:
     """Compile the loss functions on random tokens if that is wanted; seconds it took."""
     if not job.config.compile:
         return 0.0
     started = time.perf_counter()
-    model = state.model.config
-    shape = (job.world.rows(job.config.batch_sequences) // job.parts, model.seq_len + 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, shape, generator=generator).to(job.world.device)
-    for loss_function in job.losses.compile(_spent(state, job.config)):
-        float(_backward(loss_function, tokens, 1))  # waits for the device
-    if tokens.is_cuda:  # elsewhere its matrix products are all that takes time
+    rows = job.world.rows(job.config.batch_sequences) // job.parts
+    job.losses.warm_up(_spent(state, job.config), rows)
+    if job.world.device.type == "cuda":  # elsewhere its matrix products are all that takes time
         state.muon.compile()
     state.model.zero_grad()  # weights and optimizers were not touched
     return time.perf_counter() - started
