@@ -113,6 +113,11 @@ def test_data_that_ends_wraps_or_stops(data: Path, tmp_path: Path) -> None:
     stopping = dataclasses.replace(config, data_end="stop")
     stopped = train(MODEL, stopping, data, tmp_path / "b", seed=0, progress=False)
     assert stopped.steps == 31
+    large = dataclasses.replace(stopping, batch_sequences=128, max_steps=0, max_seconds=9.0)
+    with pytest.raises(
+        DataError, match=r"1,001 training tokens end before the first step of batch"
+    ):
+        train(MODEL, large, data, tmp_path / "c", seed=0, progress=False)
     lines = (tmp_path / "b/log.jsonl").read_text().splitlines()
     assert 0 <= json.loads(lines[-1])["stall_seconds"] <= stopped.stall_seconds + 1e-3
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flyweight.errors import DataError
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
@@ -97,8 +98,8 @@ def train(
     Raises
     ------
     DataError
-        Shards are missing or do not fit the vocabulary; a state file belongs to another run; the
-        loss is not finite any more.
+        Shards are missing, do not fit the vocabulary or end before the first step; a state file
+        belongs to another run; the loss is not finite any more.
     InvalidArgumentError
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
         by the processes.
@@ -128,8 +129,7 @@ def train(
     with model_memory_explained(model_config, world.device):
         state = new_state(model_config, config, seed=seed, world=world)
     if config.data_end == "stop":
-        steps = stream.num_batches
-        config = dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
+        config = _ending_with(stream, config, where=data_folder)
     settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if (out / _STATE).exists():
         load_state(out / _STATE, state, settings=settings)
@@ -350,6 +350,18 @@ def _with_budget(
         max_steps=config.max_steps if max_steps is None else max_steps,
         max_seconds=config.max_seconds if max_seconds is None else max_seconds,
     )
+
+
+def _ending_with(
+    stream: TokenStream, config: TrainConfig, *, where: str | os.PathLike[str]
+) -> TrainConfig:
+    steps = stream.num_batches
+    if not steps:
+        raise DataError(
+            f"{os.fspath(where)}: {stream.num_tokens:,} training tokens end before the first step "
+            f"of batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
+        )
+    return dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
 
 
 def _result(
