@@ -272,7 +272,7 @@ def test_a_missing_tensorboard_is_said_once(
     monitor_of(tmp_path / "log.jsonl")
     err = capsys.readouterr().err
     assert err.count("TensorBoard is not installed") == 1
-    assert "pip install tensorboard" in err
+    assert "pip install 'flyweight[tensorboard]'" in err
 
 
 # --- what stops a run ---------------------------------------------------------------------------

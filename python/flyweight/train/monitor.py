@@ -107,7 +107,7 @@ class Monitor:
         if self._events is None:
             self._say(
                 "no TensorBoard event files are written: TensorBoard is not installed; "
-                "pip install tensorboard"
+                "pip install 'flyweight[tensorboard]'"
             )
         atomic_write(self._path, b"".join(_lines_until(self._path, state.step)))
 
