@@ -275,6 +275,22 @@ def test_a_missing_tensorboard_is_said_once(
     assert "pip install 'flyweight[tensorboard]'" in err
 
 
+@pytest.mark.parametrize(("warmdown_steps", "said"), [(50, True), (25, False)])
+def test_a_warmdown_longer_than_the_run_is_said(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    warmdown_steps: int,
+    said: bool,
+) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=25, warmdown_steps=warmdown_steps)
+    train(MODEL, config, data, tmp_path / "run", seed=0)
+    line = (
+        "train: this run has about 25 steps, its warm-down warmdown_steps=50: learning rates stay"
+    )
+    assert (f"{line} below 50% of" in capsys.readouterr().err) is said
+
+
 # --- what stops a run ---------------------------------------------------------------------------
 
 

@@ -105,7 +105,7 @@ class Monitor:
             bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
         )
         if self._events is None:
-            self._say(
+            self.say(
                 "no TensorBoard event files are written: TensorBoard is not installed; "
                 "pip install 'flyweight[tensorboard]'"
             )
@@ -151,7 +151,7 @@ class Monitor:
         graphs = record.recompilations
         if graphs > self._recompilations:
             self._recompilations = graphs
-            self._say(f"graphs compiled inside the clock by step {record.step}: {graphs}")
+            self.say(f"graphs compiled inside the clock by step {record.step}: {graphs}")
         if record.step % self._log_steps == 0 or record.step == 1 or record.spent >= 1:
             self._write(record, grad_norm)
         self._show(record)
@@ -165,7 +165,7 @@ class Monitor:
         self._bar.set_postfix_str(f"step {record.step} {shown}", refresh=False)
         self._bar.update(min(record.spent, 1.0) - self._bar.n)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """A line of its own above the bar, where there is one."""
         if not self._bar.disable:
             self._bar.write(f"train: {line}", file=sys.stderr)

@@ -28,12 +28,20 @@ from flyweight.train.losses import Losses, LossFunction, add_gradient
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
 from flyweight.train.prefetch import Prefetcher
-from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
+from flyweight.train.schedule import (
+    budget_spent,
+    learning_rate_scale,
+    linear_ramp,
+    short_of_warmdown,
+    steps_left,
+)
 from flyweight.train.speed import Speedometer
 from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
 
+_SETTLED_STEPS = 20
+"""After as many the mean duration of a step is known well enough."""
 _MODEL, _STATE, _LOG = "model.safetensors", "state.safetensors", "log.jsonl"
 
 
@@ -213,6 +221,9 @@ def _loop(
                 now - saved >= config.checkpoint_seconds,
             )
             if monitor is not None:
+                steps = state.step + _left(state, config)
+                if state.step == _SETTLED_STEPS and steps < config.warmdown_steps:
+                    monitor.say(short_of_warmdown(steps, config.warmdown_steps))
                 monitor.record(
                     StepRecord(
                         step=state.step,
@@ -315,18 +326,21 @@ def _spent(state: TrainState, config: TrainConfig) -> float:
     )
 
 
+def _left(state: TrainState, config: TrainConfig) -> float:
+    return steps_left(
+        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
+    )
+
+
 def _batch_tokens(state: TrainState, config: TrainConfig) -> int:
     return config.batch_sequences * state.model.config.seq_len
 
 
 def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) -> float:
-    left = steps_left(
-        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
-    )
     scale = learning_rate_scale(
         state.step,
         spent,
-        left,
+        _left(state, config),
         warmup_steps=config.warmup_steps,
         warmdown_fraction=config.warmdown_fraction,
         warmdown_steps=config.warmdown_steps,
