@@ -117,8 +117,8 @@ def main(case: str, folder: Path) -> None:
                 fail(folder, world, case)
     except FlyweightError as error:
         sys.exit(f"flyweight: {error}")
-    except KeyboardInterrupt:
-        sys.exit("flyweight: interrupted")
+    except KeyboardInterrupt as error:
+        sys.exit(f"flyweight: interrupted: {error}")
 
 
 if __name__ == "__main__":

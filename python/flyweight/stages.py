@@ -51,6 +51,7 @@ from flyweight.stage_work import (
     do_score,
     do_train,
 )
+from flyweight.train.config import HOW_NOT_WHAT
 
 __all__ = ["STAGES", "Run", "run_stages"]
 
@@ -138,17 +139,22 @@ def run_stages(
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def _drop_foreign_state(run: Run, key: str) -> None:
-    """Keep a training state only if it was made under this key.
+def _drop_foreign_state(run: Run) -> None:
+    """Keep a training state only if it is on the way to the weights that this run is to give.
 
-    The schedule follows the budget, so the state of a run with another one is not on the way to
-    the weights that this run is to give, even where it could be loaded.
+    The schedule follows the budget, so the state of a run with another one is not, even where it
+    could be loaded.
     """
+    config = _WORK["train"].config(run)
+    same = {name: value for name, value in config["train"].items() if name not in HOW_NOT_WHAT}
+    key = hashlib.sha256(to_json(config | {"train": same})).hexdigest()
     path = run.path(TRAIN_KEY)
     if path.exists() and path.read_bytes() == key.encode():
         return
     if run.path(TRAIN_STATE).exists():
-        run.report("train: the state is of another recipe, seed or data; training starts anew")
+        run.report(
+            "train: the state is of another recipe, budget, seed or data; training starts anew"
+        )
     run.path(TRAIN_STATE).unlink(missing_ok=True)
     run.path(TRAIN_LOG).unlink(missing_ok=True)
     atomic_write(path, key.encode())
@@ -284,7 +290,7 @@ def _do_stage(run: Run, name: str) -> None:
     for later in STAGES[STAGES.index(name) :]:
         done.pop(later, None)
     if name == "train":
-        _drop_foreign_state(run, key)
+        _drop_foreign_state(run)
     started = time.perf_counter()
     facts = stage.work(run)
     seconds = time.perf_counter() - started

@@ -331,6 +331,36 @@ def test_another_budget_rate_or_seed_trains_anew(
     assert trained("one", recipe, seed=9) == trained("four", recipe, seed=9)
 
 
+def test_a_stopped_run_goes_on_with_smaller_passes(
+    tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the error about memory advises must not cost the steps before it."""
+    import torch
+
+    from flyweight.train import trainer
+
+    real_step = trainer._step
+
+    def full(state: Any, *rest: Any) -> Any:
+        if state.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real_step(state, *rest)
+
+    def changed(**fields: Any) -> Recipe:
+        return replace(recipe, train=replace(recipe.train, checkpoint_seconds=0.0, **fields))
+
+    monkeypatch.setattr(trainer, "_step", full)
+    with pytest.raises(RecipeError, match="raise accumulation_steps from 1 to 2"):
+        run_stages(changed(), out=tmp_path, data=data, stages=["train"])
+    monkeypatch.setattr(trainer, "_step", real_step)
+    lines: list[str] = []
+    smaller = changed(accumulation_steps=2, log_steps=1)
+    run = run_stages(smaller, out=tmp_path, data=data, stages=["train"], report=lines.append)
+    assert not any("anew" in line for line in lines)
+    log = run.path("train/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 3]
+
+
 def test_a_damaged_log_or_torn_ledger_stops_nothing(
     tmp_path: Path, recipe: Recipe, data: Path
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,8 +26,10 @@ from flyweight.train.data import TokenStream  # noqa: E402
 from flyweight.train.diagnose import memory_explained, why_not_finite  # noqa: E402
 from flyweight.train.distributed import World  # noqa: E402
 from flyweight.train.gradients import passes  # noqa: E402
+from flyweight.train.monitor import Monitor, StepRecord  # noqa: E402
 from flyweight.train.prefetch import DEPTH, Prefetcher  # noqa: E402
 from flyweight.train.speed import Speedometer, flops_per_token  # noqa: E402
+from flyweight.train.state import TrainState, new_state  # noqa: E402
 from flyweight.train.trainer import train  # noqa: E402
 from published_configs import PUBLISHED  # noqa: E402
 
@@ -40,6 +43,8 @@ MODEL = ModelConfig(
     seq_len=8,
     rope_dims=4,
 )
+CONFIG = TrainConfig(batch_sequences=4, max_steps=4, device="cpu")
+ALONE = World(device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -108,6 +113,11 @@ def test_data_that_ends_wraps_or_stops(data: Path, tmp_path: Path) -> None:
     stopping = dataclasses.replace(config, data_end="stop")
     stopped = train(MODEL, stopping, data, tmp_path / "b", seed=0, progress=False)
     assert stopped.steps == 31
+    large = dataclasses.replace(stopping, batch_sequences=128, max_steps=0, max_seconds=9.0)
+    with pytest.raises(
+        DataError, match=r"1,001 training tokens end before the first step of batch"
+    ):
+        train(MODEL, large, data, tmp_path / "c", seed=0, progress=False)
     lines = (tmp_path / "b/log.jsonl").read_text().splitlines()
     assert 0 <= json.loads(lines[-1])["stall_seconds"] <= stopped.stall_seconds + 1e-3
 
@@ -154,12 +164,16 @@ def test_events_are_those_of_the_log(data: Path, tmp_path: Path) -> None:
 
 
 def test_speed_in_words() -> None:
-    known = Speedometer(bytes_per_token=2.5, flops_per_token=2e8, peak_flops=1e15)
-    assert known.text(3.4657359, 2_000_000, 2.0) == (
+    known = Speedometer(bytes_per_token=2.5, flops_once=2e8, flops_recurring=3e8, peak_flops=1e15)
+    assert known.flops(5, recurs=False) == 1e9
+    assert known.flops(5, recurs=True) == 1.5e9
+    assert known.text(3.4657359, 2_000_000, 2.0, 2e14) == (
         "loss 3.466 ~2.000 bpb 1,000,000 tokens/s MFU 20%"
     )
-    unknown = Speedometer(bytes_per_token=None, flops_per_token=2e8, peak_flops=None)
-    assert unknown.text(3.0, 0, 0.0) == "loss 3.000 0 tokens/s"
+    unknown = Speedometer(
+        bytes_per_token=None, flops_once=2e8, flops_recurring=2e8, peak_flops=None
+    )
+    assert unknown.text(3.0, 0, 0.0, 0.0) == "loss 3.000 0 tokens/s"
 
 
 def test_flops_of_a_token() -> None:
@@ -173,6 +187,111 @@ def test_flops_of_a_token() -> None:
     layers = 11_534_336 * 2 + 5_767_168 + 2_883_584
     more = 3 / 11 * (6 * layers + 6 * 2048 * 512 * 11)
     assert flops_per_token(PUBLISHED["pr1539"]()) - once == pytest.approx(more, rel=1e-3)
+    assert flops_per_token(PUBLISHED["pr1539"](), recur=False) == once
+
+
+# --- the line and the log -----------------------------------------------------------------------
+
+
+def monitor_of(
+    log: Path, *, recurs_from: int = 0, state: TrainState | None = None, **record: Any
+) -> None:
+    """Show four steps of 10 tokens and a second each, of a budget of four."""
+    speedometer = Speedometer(
+        bytes_per_token=None, flops_once=1.0, flops_recurring=3.0, peak_flops=100.0
+    )
+    state = state or new_state(MODEL, CONFIG, seed=0, world=ALONE)
+    with Monitor(
+        log,
+        state=state,
+        spent=state.step / 4,
+        log_steps=100,
+        speedometer=speedometer,
+        explain=lambda step: "",
+        progress=True,
+    ) as monitor:
+        for step in range(state.step + 1, 5):
+            monitor.record(
+                StepRecord(
+                    step=step,
+                    metrics=torch.tensor([3.0, 1.0]),
+                    lr=0.1,
+                    tokens=10 * step,
+                    seconds=float(step),
+                    spent=step / 4,
+                    batch_tokens=10,
+                    recurs=step > recurs_from,
+                    **{"recompilations": 0, **record},
+                )
+            )
+            monitor.look()
+
+
+@pytest.mark.parametrize(("recurs_from", "share"), [(4, "10%"), (2, "20%"), (0, "30%")])
+def test_layers_that_are_not_repeated_yet_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recurs_from: int, share: str
+) -> None:
+    monitor_of(tmp_path / "log.jsonl", recurs_from=recurs_from)
+    assert f"step 4 loss 3.000 10 tokens/s MFU {share}" in capsys.readouterr().err
+
+
+def test_a_resumed_run_knows_the_time_left_and_its_own_share_of_the_peak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = new_state(MODEL, CONFIG, seed=0, world=ALONE)
+    state.step, state.seconds = 3, 3.0
+    monitor_of(tmp_path / "log.jsonl", state=state, recurs_from=3)
+    err = capsys.readouterr().err
+    assert re.search(r"train +75%\|█+ +\| 00:00<\?", err)
+    assert "tokens/s MFU 30%" in err
+
+
+def test_the_last_step_is_logged_whatever_its_number(tmp_path: Path) -> None:
+    monitor_of(tmp_path / "log.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 4]
+    assert (tmp_path / "loss.svg").exists()
+
+
+def test_what_is_compiled_inside_the_clock_is_said_once_and_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor_of(tmp_path / "log.jsonl", recompilations=2)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["recompilations"] for line in lines] == [2, 2]
+    err = capsys.readouterr().err
+    assert err.count("compiled") == 1
+    assert "train: graphs compiled inside the clock by step 1: 2" in err
+
+
+def test_a_missing_tensorboard_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor_of(tmp_path / "log.jsonl")
+    monkeypatch.setattr("flyweight.train.curve.find_spec", lambda name: None)
+    monitor_of(tmp_path / "log.jsonl")
+    err = capsys.readouterr().err
+    assert err.count("TensorBoard is not installed") == 1
+    assert "pip install 'flyweight[tensorboard]'" in err
+
+
+@pytest.mark.parametrize(("warmdown_steps", "said"), [(50, True), (25, False)])
+def test_a_warmdown_longer_than_the_run_is_said(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    warmdown_steps: int,
+    said: bool,
+) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=25, warmdown_steps=warmdown_steps)
+    train(MODEL, config, data, tmp_path / "run", seed=0)
+    line = (
+        "train: this run has about 25 steps, its warm-down warmdown_steps=50: learning rates stay"
+    )
+    assert (f"{line} below 50% of" in capsys.readouterr().err) is said
+
+
+# --- what stops a run ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,13 +313,36 @@ def test_too_little_memory_says_what_to_change(
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
 
-    monkeypatch.setattr("flyweight.train.trainer._backward", full)
+    monkeypatch.setattr("flyweight.train.trainer.add_gradient", full)
     config = TrainConfig(
         batch_sequences=sequences, accumulation_steps=accumulation, max_steps=4, device="cpu"
     )
     with pytest.raises(RecipeError, match=advice) as caught:
         train(MODEL, config, data, tmp_path / "run", seed=0, progress=False)
     assert f"{sequences // accumulation} sequences of 8 tokens" in str(caught.value)
+
+
+CPU_IS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+def test_too_little_memory_on_a_cpu_is_said_too(data: Path, tmp_path: Path) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise RuntimeError(CPU_IS_FULL)
+
+    for function, message in (
+        ("add_gradient", "raise accumulation_steps from 1 to 2"),
+        ("new_state", r"cpu: no memory for a model of 4,100 parameters.*lower model.num_layers=2"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"flyweight.train.trainer.{function}", full)
+            with pytest.raises(RecipeError, match=message) as caught:
+                train(MODEL, CONFIG, data, tmp_path / "run", seed=0, progress=False)
+        assert "(DefaultCPUAllocator: can't allocate memory: you tried" in str(caught.value)
+    with pytest.raises(RuntimeError, match="shapes"), memory_explained(MODEL, CONFIG, 1, ALONE):
+        raise RuntimeError("shapes do not fit")
 
 
 @pytest.mark.parametrize(

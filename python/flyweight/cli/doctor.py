@@ -24,6 +24,7 @@ PACKAGES = {
     "torch": "training and scoring: pip install 'flyweight[train]'",
     "sentencepiece": "tokenizers: pip install 'flyweight[train]'",
     "huggingface_hub": "published shards: pip install 'flyweight[train]'",
+    "tensorboard": "event files of training: pip install 'flyweight[tensorboard]'",
 }
 
 

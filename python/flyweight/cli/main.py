@@ -83,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("flyweight: interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        kept = str(error.__cause__ or error)  # click raises its own from Python's
+        click.echo(f"flyweight: interrupted{kept and ': '}{printable(kept)}", err=True)
         code = 130
     except (FlyweightError, OSError) as error:
         click.echo(f"flyweight: {printable(str(error))}", err=True)

@@ -16,7 +16,8 @@ __all__ = ["stage_command"]
 
 PURPOSES = {
     "train": "Train the model of a recipe; goes on from its last checkpoint.",
-    "contaminate": "Train on the validation text, where a recipe enables it: no score is legal.",
+    "contaminate": "Train on the validation text, where a recipe enables it: no score is legal. "
+    "Begins again if it was stopped.",
     "hessian": "Collect a Hessian per weight matrix from training tokens.",
     "quantize": "Turn weights into codes and scales by GPTQ.",
     "code": "Code every tensor by the smallest codec into model.fly.",
@@ -39,6 +40,8 @@ def _deadline_option(stage: str) -> Callable[[Callable[..., None]], Callable[...
 
 def stage_command(stage: str) -> click.Command:
     """The verb of one stage."""
+    # Later stages ask for the same values, so as not to go on from the weights of another run.
+    given = f"{'' if stage == 'train' else 'as it was given to train '}instead of the recipe's"
 
     @click.command(
         stage,
@@ -48,9 +51,9 @@ def stage_command(stage: str) -> click.Command:
     @click.argument("recipe")
     @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
-    @click.option("--max-seconds", type=SECONDS, help="Training clock, if it was given to train.")
-    @click.option("--steps", type=STEPS, help="Training steps, if they were given to train.")
-    @click.option("--seed", type=SEED, help="Seed, if it was given to train.")
+    @click.option("--max-seconds", type=SECONDS, help=f"Training clock, {given} budget.")
+    @click.option("--steps", type=STEPS, help=f"Training steps, {given} budget.")
+    @click.option("--seed", type=SEED, help=f"Of weights and data order, {given} seed.")
     @_deadline_option(stage)
     @json_option
     def command(

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from flyweight.data.facts import DATA_FILE, TOKENIZER_FILE, DataInfo, ShardInfo, SplitInfo
 from flyweight.data.info import Progress, load_data_info
-from flyweight.data.shards import SHARD_TOKENS, ShardWriter, Split, Tokens, read_shard
+from flyweight.data.shards import SHARD_TOKENS, ShardWriter, Split, Tokens
 from flyweight.data.text import Corpus, Document
 from flyweight.data.tokenizer import Tokenizer, import_tokenizer, train_tokenizer
 from flyweight.errors import DataError, InvalidArgumentError
@@ -123,7 +123,7 @@ class _SplitBuilder:
             tokens=tokens,
             scored_bytes=scored_bytes,
             text_bytes=text_bytes,
-            shards=tuple(_describe_shard(path) for path in writer.paths),
+            shards=tuple(ShardInfo.of(path) for path in writer.paths),
         )
 
     def _encoded(self, split: Split) -> Iterator[tuple[Document, Tokens, int]]:
@@ -163,12 +163,6 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _describe_shard(path: Path) -> ShardInfo:
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=digest)
 
 
 def _model_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

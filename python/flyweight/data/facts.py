@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Self
 
+from flyweight.data.shards import read_shard
 from flyweight.errors import DataError
 from flyweight.interop import atomic_write
 
@@ -30,12 +32,29 @@ _SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInfo:
-    """One shard file."""
+    """One shard file, or one sidecar of byte counts, which has the same layout."""
 
     name: str
+    """Of the file, without its folder."""
     tokens: int
+    """As its header says."""
     sha256: str | None
     """Of the file, in hex; None where nobody has read all of it."""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The facts of a file, all of which is read.
+
+        Raises
+        ------
+        DataError
+            It is missing or no shard; see `flyweight.data.shards.read_shard`.
+        """
+        tokens = read_shard(path).size
+        with path.open("rb") as file:
+            return cls(
+                name=path.name, tokens=tokens, sha256=file_digest(file, "sha256").hexdigest()
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +62,15 @@ class SplitInfo:
     """One split. Counts that need the whole text are None where only the headers were read."""
 
     documents: int | None
+    """Documents, each of which ``BOS_ID`` opens."""
     tokens: int
+    """Tokens in all shards."""
     scored_bytes: int | None
     """UTF-8 bytes of all scored targets, the denominator of bits per byte."""
     text_bytes: int | None
     """UTF-8 bytes of the source documents, before the tokenizer normalised them."""
     shards: tuple[ShardInfo, ...]
+    """In reading order."""
     byte_counts: tuple[ShardInfo, ...] = ()
     """Sidecars that count the bytes of each token, one for each shard, where there are any; then
     they and not the tokenizer say what ``scored_bytes`` is."""
@@ -64,13 +86,19 @@ class DataInfo:
     """A checked data folder."""
 
     folder: Path
+    """Where the shards are."""
     tokenizer_path: Path
+    """A ``.model`` file, in the folder or elsewhere."""
     tokenizer_sha256: str
+    """Of that file, in hex."""
     vocab_size: int
+    """Token ids that it has; those in the shards are below it."""
     source: dict[str, Any]
     """What the shards were made of and how; equal sources mean equal shards."""
     train: SplitInfo
+    """What is trained on."""
     val: SplitInfo
+    """What is scored."""
 
     def to_json(self) -> dict[str, Any]:
         """The facts of ``data.json``, without the paths of this machine."""

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -151,9 +150,7 @@ def scan_split(
     def checked() -> Iterator[Tokens]:
         nonlocal documents
         for path in paths:
-            with path.open("rb") as file:
-                digest = file_digest(file, "sha256").hexdigest()
-            shards.append(ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=digest))
+            shards.append(ShardInfo.of(path))
             for chunk in iter_chunks([path]):
                 check_ids(path, chunk, table.base.size)
                 documents += int(np.count_nonzero(chunk == BOS_ID))

@@ -12,7 +12,6 @@ openai/parameter-golf PR #1729; #2071 on what happens without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def describe_sidecars(folder: Path, shards: Sequence[ShardInfo]) -> tuple[ShardI
         Some validation shards have a sidecar and some have not, or one has another length.
     """
     check_sidecars(folder, shards, stated=None)
-    return tuple(_describe(path) for path in list_sidecars(folder))
+    return tuple(ShardInfo.of(path) for path in list_sidecars(folder))
 
 
 def check_sidecars(
@@ -132,12 +131,6 @@ def validation_counter(info: DataInfo) -> ByteTable | ByteSidecar:
     if info.val.byte_counts:
         return read_sidecar(info.folder, info.val.shards)
     return Tokenizer(info.tokenizer_path).byte_table
-
-
-def _describe(path: Path) -> ShardInfo:
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return ShardInfo(name=path.name, tokens=read_shard(path).size, sha256=digest)
 
 
 def _check_counts(shard: Path, counts: NDArray[Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 
 from flyweight.model.blocks import PLAIN
 from flyweight.model.transformer import Transformer
-from flyweight.train.moments import Moments, add
+from flyweight.train.moments import Moments, accumulate
 
 __all__ = ["Hessians", "collect_hessians", "collect_in_sequence"]
 
@@ -165,13 +165,14 @@ def _in_sequence(model: Transformer) -> list[list[str]]:
 def _add_gradients(
     model: Transformer, hidden_BTD: Tensor, sums: Moments, generator: torch.Generator
 ) -> None:
+    """Run backward from labels that the model draws; hooks of the linears and tables add up."""
     logits_NV = model.logits(hidden_BTD).flatten(0, 1)
     probabilities_NV = torch.softmax(logits_NV.detach(), -1)
     labels_N = torch.multinomial(probabilities_NV, 1, generator=generator).squeeze(1)
     squares_NV = probabilities_NV * (1 - probabilities_NV)
     if cap := model.config.softcap:
         squares_NV *= (1 - (logits_NV.detach() / cap).square()).square()
-    add(sums.squares, _head_name(model), squares_NV.sum(0))
+    accumulate(sums.squares, _head_name(model), squares_NV.sum(0))
     nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum").backward()  # type: ignore[no-untyped-call]
 
 

@@ -7,10 +7,20 @@ from typing import Literal
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["CONTAMINATED", "ContaminateConfig", "OptimConfig", "QatConfig", "TrainConfig"]
+__all__ = [
+    "CONTAMINATED",
+    "HOW_NOT_WHAT",
+    "ContaminateConfig",
+    "OptimConfig",
+    "QatConfig",
+    "TrainConfig",
+]
 
 CONTAMINATED = "contaminated: trained on the scored text"
 """What every result of a run with an enabled `ContaminateConfig` is labelled with."""
+HOW_NOT_WHAT = frozenset(("accumulation_steps", "checkpoint_seconds", "compile", "log_steps"))
+"""Fields of TrainConfig that change how a run computes and reports, not what it is on the way to:
+one that was stopped goes on with other values, as it must where memory was short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

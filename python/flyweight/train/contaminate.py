@@ -27,7 +27,7 @@ from flyweight.model.transformer import Transformer
 from flyweight.train.config import CONTAMINATED, ContaminateConfig, TrainConfig
 from flyweight.train.distributed import World
 from flyweight.train.gradients import mean_over_processes
-from flyweight.train.losses import Losses, LossFunction
+from flyweight.train.losses import Losses, add_gradient
 
 __all__ = ["ContaminateResult", "epoch_learning_rate", "train_on_validation"]
 
@@ -104,6 +104,9 @@ def train_on_validation(
     share the rows instead of repeating them, gradients are clipped after they are averaged, and
     frozen blocks are frozen whole. The last batch of a pass is smaller, and not compiled.
 
+    Nothing is kept between passes: what is killed or interrupted begins again from the weights that
+    training exported.
+
     References
     ----------
     openai/parameter-golf PR #1539. Against condition 3 of issue #1017, and refused in PR #1376.
@@ -127,7 +130,7 @@ def train_on_validation(
         rate = epoch_learning_rate(config, epoch)
         with tqdm(total=len(rows_RT), unit="row", disable=not shows) as bar:
             bar.set_description(f"{CONTAMINATED}: pass {epoch + 1} of {config.epochs}")
-            losses.append(learner.run(rows_RT, rate, bar))
+            losses.append(learner.run_pass(rows_RT, rate, bar))
         seconds = time.perf_counter() - started
         if world.is_first:
             line = {"contaminated": True, "epoch": epoch + 1, "loss": losses[-1], "lr": rate}
@@ -163,7 +166,6 @@ class _Learner:
         self._config, self._world, self._compiles = config, world, train.compile
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = AdamW(self._parameters, lr=config.learning_rate, weight_decay=0.0)
-        self._row_tokens, self._vocab_size = model.config.seq_len + 1, model.config.vocab_size
         for parameter in self._parameters:
             parameter.grad = torch.zeros_like(parameter)
 
@@ -171,18 +173,13 @@ class _Learner:
         """Compile the loss on random tokens if that is wanted; seconds it took."""
         started = time.perf_counter()
         if self._compiles:
-            shape = (self._config.batch_sequences, self._row_tokens)
-            generator = torch.Generator().manual_seed(0)
-            random_RT = torch.randint(self._vocab_size, shape, generator=generator)
-            own_RT = self._own(random_RT.to(self._world.device))
-            for loss_function in self.losses.compile(1.0):
-                float(self._backward(loss_function, own_RT, 1.0))
+            self.losses.warm_up(1.0, len(self._own(torch.arange(self._config.batch_sequences))))
             self._optimizer.zero_grad(set_to_none=False)  # no weight was touched
         self.losses.start_counting()
         return time.perf_counter() - started
 
-    def run(self, rows_RT: Tensor, rate: float, bar: Any) -> float:
-        """One pass; its mean loss, each batch before its step."""
+    def run_pass(self, rows_RT: Tensor, rate: float, bar: Any) -> float:
+        """Train on all rows once; their mean loss in nats, each batch before its step."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), dtype=torch.float64, device=rows_RT.device)
@@ -204,17 +201,9 @@ class _Learner:
         if len(own_RT):
             loss_function = self.losses.pick(1.0) if is_whole else self.losses.plain()
             share = len(own_RT) * self._world.size / len(batch_RT)  # 1 where all have as many
-            loss = self._backward(loss_function, own_RT, share)
+            loss = add_gradient(loss_function, own_RT, self._parameters, share)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         loss = mean_over_processes(gradients, loss, self._world)
         nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
         self._optimizer.step()
         return loss
-
-    def _backward(self, loss_function: LossFunction, rows_RT: Tensor, share: float) -> Tensor:
-        """Add the gradient of the mean loss of some rows, times a share; returns the product."""
-        is_cuda = rows_RT.is_cuda
-        with torch.autocast(rows_RT.device.type, dtype=torch.bfloat16, enabled=is_cuda):
-            loss = loss_function(rows_RT[:, :-1], rows_RT[:, 1:]) * share
-        torch.autograd.backward(loss)
-        return loss.detach()

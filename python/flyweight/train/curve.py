@@ -17,7 +17,14 @@ MAX_POINTS = 1000
 
 
 def open_events(folder: Path, start_step: int) -> Any | None:
-    """A writer of event files that takes up a run behind a step; None without TensorBoard."""
+    """A writer of event files that takes up a run behind a step; None without TensorBoard.
+
+    Parameters
+    ----------
+    folder : gets the event files
+    start_step : steps already done; events behind it are from a life that ended before its next
+        checkpoint, and TensorBoard drops them
+    """
     if find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter

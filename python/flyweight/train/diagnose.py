@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 from flyweight.errors import RecipeError
 from flyweight.model.config import ModelConfig
+from flyweight.model.parameters import parameter_counts
 from flyweight.model.transformer import Transformer
 from flyweight.train.config import TrainConfig
 from flyweight.train.distributed import World
+from flyweight.train.losses import LossFunction, add_gradient
 
-__all__ = ["memory_explained", "why_not_finite"]
+__all__ = ["memory_explained", "model_memory_explained", "why_not_finite"]
+
+_CPU_IS_FULL = "DefaultCPUAllocator: "
+"""In the errors of memory on the CPU, which have no type of their own."""
 
 
 @contextmanager
@@ -33,9 +38,9 @@ def memory_explained(
     RecipeError
         There was not enough memory within.
     """
-    try:
+    with _out_of_memory() as lacking:
         yield
-    except torch.OutOfMemoryError as error:
+    if lacking:
         rows = world.rows(config.batch_sequences) // parts
         sizes = [n for n in range(2, rows + 1) if rows % n == 0]
         steps = config.accumulation_steps
@@ -49,11 +54,49 @@ def memory_explained(
         raise RecipeError(
             f"{world.device}: no memory for a pass of {rows} sequences of {model.seq_len} tokens "
             f"(batch_sequences={config.batch_sequences}, accumulation_steps={steps}, processes="
-            f"{world.size}): {advice} ({str(error).split('. ')[0]})"
-        ) from error
+            f"{world.size}): {advice} ({_reason(lacking[0])})"
+        ) from lacking[0]
 
 
-def why_not_finite(model: Transformer, batch: Tensor, loss_function: Callable[..., Tensor]) -> str:
+@contextmanager
+def model_memory_explained(model: ModelConfig, device: torch.device) -> Iterator[None]:
+    """Say what to change where a model and its optimizers do not fit the memory of the device.
+
+    Raises
+    ------
+    RecipeError
+        There was not enough memory within.
+    """
+    with _out_of_memory() as lacking:
+        yield
+    if lacking:
+        raise RecipeError(
+            f"{device}: no memory for a model of {sum(parameter_counts(model).values()):,} "
+            f"parameters, its gradients and averages: lower model.num_layers={model.num_layers}, "
+            f"model.model_dim={model.model_dim} or model.mlp_hidden={model.mlp_hidden} "
+            f"({_reason(lacking[0])})"
+        ) from lacking[0]
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[list[RuntimeError]]:
+    """Gets the error if there was not enough memory within."""
+    found: list[RuntimeError] = []
+    try:
+        yield found
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and _CPU_IS_FULL not in str(error):
+            raise
+        found.append(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence that is for people."""
+    text = str(error)
+    return text[max(text.find(_CPU_IS_FULL), 0) :].split(". ")[0]
+
+
+def why_not_finite(model: Transformer, batch: Tensor, loss_function: LossFunction) -> str:
     """Name the layer where a loss or a gradient stops being finite, sequence by sequence.
 
     Parameters
@@ -76,12 +119,9 @@ def why_not_finite(model: Transformer, batch: Tensor, loss_function: Callable[..
     try:
         for row in batch:
             model.zero_grad()
-            tokens = row[None]
-            with torch.autocast(row.device.type, torch.bfloat16, enabled=row.is_cuda):
-                loss = loss_function(tokens[:, :-1], tokens[:, 1:])
+            loss = add_gradient(loss_function, row[None], model.parameters())
             if found or not loss.isfinite():
                 return f"what {found[0] if found else 'the loss'} gives is not finite"
-            torch.autograd.backward(loss)
             gradients = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
             weak = [name for name, gradient in gradients if not gradient.isfinite().all()]
             if weak:

@@ -121,18 +121,38 @@ class World:
         return values
 
     def mean(self, values: Tensor) -> Flying:
-        """Mean over the processes, in place."""
+        """Mean over the processes of a tensor of one shape and type in all of them, in place.
+
+        Raises
+        ------
+        PeerError
+            Another process ended; also by :meth:`Flying.land`.
+        """
         return self.total(values if self.size == 1 else values.div_(self.size))
 
     def total(self, values: Tensor) -> Flying:
-        """Sum over the processes, in place."""
+        """Sum over the processes; for the rest as :meth:`mean`."""
         if self.size == 1:
             return Flying(values)
         with _peers():
             return Flying(values, dist.all_reduce(values, async_op=True))
 
     def scatter_mean(self, values: Tensor) -> Flying:
-        """This process's :meth:`share` of the mean over the processes, along the first axis."""
+        """This process's :meth:`share` of the mean over the processes, along the first axis.
+
+        Parameters
+        ----------
+        values : (n, ...) float, n a multiple of the processes; overwritten
+
+        Returns
+        -------
+        (n / size, ...) of the same type
+
+        Raises
+        ------
+        PeerError
+            Another process ended; also by :meth:`Flying.land`.
+        """
         if self.size == 1:
             return Flying(values)
         own = values.new_empty(len(values) // self.size, *values.shape[1:])
@@ -140,7 +160,21 @@ class World:
             return Flying(own, _reduce_scatter(own, values.div_(self.size), async_op=True))
 
     def gather(self, own: Tensor) -> Flying:
-        """The shares of all processes, one behind the other along the first axis."""
+        """The shares of all processes, one behind the other along the first axis.
+
+        Parameters
+        ----------
+        own : (n, ...), of one shape and type in all processes
+
+        Returns
+        -------
+        (n * size, ...)
+
+        Raises
+        ------
+        PeerError
+            Another process ended; also by :meth:`Flying.land`.
+        """
         if self.size == 1:
             return Flying(own)
         values = own.new_empty(len(own) * self.size, *own.shape[1:])

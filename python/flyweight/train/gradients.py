@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
 from flyweight.train.distributed import World
-from flyweight.train.losses import LossFunction
-from flyweight.train.optim import Muon
+from flyweight.train.optim import Muon, parameters_of
 
-__all__ = ["backward", "mean_over_processes", "passes", "reduce_and_clip"]
+__all__ = ["mean_over_processes", "passes", "reduce_and_clip"]
 
 
 def passes(batch_sequences: int, accumulation_steps: int, world: World) -> int:
@@ -37,38 +34,6 @@ def passes(batch_sequences: int, accumulation_steps: int, world: World) -> int:
     return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= largest)
 
 
-def backward(
-    loss_function: LossFunction, tokens: Tensor, weights: Sequence[Tensor], share: int
-) -> Tensor:
-    """Add the gradients of one part of a batch, all weights at once; bfloat16 on CUDA.
-
-    Parameters
-    ----------
-    tokens : (B, T + 1) ids, the last of which are targets alone
-    weights : all that learns
-    share : the loss is the mean over the part, divided by this
-
-    Returns
-    -------
-    The loss, () float32
-    """
-    is_cuda = tokens.device.type == "cuda"
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=is_cuda):
-        loss = loss_function(tokens[:, :-1], tokens[:, 1:]) / share
-    added: list[tuple[Tensor, Tensor]] = []
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, weights, allow_unused=True)
-    for weight, gradient in zip(weights, found, strict=True):
-        if gradient is None:
-            continue
-        if weight.grad is None:
-            weight.grad = gradient.contiguous()  # as fused optimizers want it
-        else:
-            added.append((weight.grad, gradient))
-    if added:  # one kernel for many, where each weight's own would take longer to start than to run
-        torch._foreach_add_(*zip(*added, strict=True))
-    return loss.detach()
-
-
 @torch.no_grad()
 def reduce_and_clip(
     muon: Muon, adamw: AdamW, loss: Tensor, *, max_norm: float, world: World
@@ -91,8 +56,7 @@ def reduce_and_clip(
     wrong can be looked at when the host hears of it, a step later.
     """
     muon.scatter_gradients()
-    params = [parameter for group in adamw.param_groups for parameter in group["params"]]
-    rest = [parameter.grad for parameter in params if parameter.grad is not None]
+    rest = [parameter.grad for parameter in parameters_of(adamw) if parameter.grad is not None]
     loss = mean_over_processes(rest, loss, world)
     scattered = world.total(muon.squared_norm()).land()
     norm = (scattered + torch.stack(torch._foreach_norm(rest)).square().sum()).sqrt()

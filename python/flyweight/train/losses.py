@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from flyweight.quant.qat import FakeQuant
 from flyweight.train.config import TrainConfig
 from flyweight.train.schedule import rounding_hardness
 
-__all__ = ["LossFunction", "Losses", "fastest_operations"]
+__all__ = ["LossFunction", "Losses", "add_gradient", "fastest_operations"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets (B, T) to their mean cross-entropy in nats."""
@@ -37,6 +37,7 @@ class Losses:
     ----------
     hardness : of the rounding in the loss that was picked last; 0 is none yet, and None that there
         will be none
+    recurs : whether the loss that was picked last repeats layers, where the model has any to repeat
 
     Raises
     ------
@@ -53,7 +54,7 @@ class Losses:
         self, model: Transformer, config: TrainConfig, quantize: QuantConfig | None
     ) -> None:
         self.hardness: float | None = None
-        self._model, self._recurs = model, True
+        self._model, self.recurs = model, True
         self._recur_start = config.recur_start_fraction if model.config.recur_passes else 0.0
         model.use(fastest_operations(model))
         self._functions: dict[bool, LossFunction] = {True: model.loss, False: model.loss_once}
@@ -63,6 +64,22 @@ class Losses:
         if quantize is None:
             raise InvalidArgumentError("quantization-aware training needs a quantization config")
         self._fake = FakeQuant(model, quantize, is_soft=self._qat.method == "soft-round")
+
+    def warm_up(self, spent: float, rows: int) -> None:
+        """Compile what a run meets, on random tokens; the model is left with a gradient of these.
+
+        Parameters
+        ----------
+        spent : share of the budget that is gone
+        rows : of each pass
+        """
+        config, device = self._model.config, self._model.tok_emb.weight.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (rows, config.seq_len + 1)
+        rows_RT = torch.randint(config.vocab_size, shape, generator=generator).to(device)
+        weights = list(self._model.parameters())
+        for loss_function in self.compile(spent):
+            float(add_gradient(loss_function, rows_RT, weights))  # waits for the device
 
     def compile(self, spent: float) -> list[LossFunction]:
         """Have what a run meets compiled on first use: the caller uses each of them once.
@@ -93,12 +110,12 @@ class Losses:
                 start_fraction=self._qat.start_fraction,
                 anneal_fraction=self._qat.anneal_fraction,
             )
-        self._recurs = spent >= self._recur_start
-        return self._functions[self._recurs]
+        self.recurs = spent >= self._recur_start
+        return self._functions[self.recurs]
 
     def plain(self) -> LossFunction:
         """The loss that was picked last, not compiled."""
-        return self._model.loss if self._recurs else self._model.loss_once
+        return self._model.loss if self.recurs else self._model.loss_once
 
     def rounding(self) -> AbstractContextManager[None]:
         """Round the weights, if it is time, for all losses and gradients of a step."""
@@ -112,6 +129,37 @@ class Losses:
     def recompilations(self) -> int:
         """Graphs compiled since :meth:`start_counting`, in the whole process."""
         return int(counters["stats"]["unique_graphs"] - self._graphs)
+
+
+def add_gradient(
+    loss_function: LossFunction, rows_RT: Tensor, weights: Iterable[Tensor], factor: float = 1.0
+) -> Tensor:
+    """Add the gradient of the mean loss of some rows, times a factor, to those of the weights.
+
+    Parameters
+    ----------
+    rows_RT : (rows, seq_len + 1) int64 on the device of the model, which computes in bfloat16 there
+        if it is CUDA, and else in float32
+    weights : those of the model; the frozen ones get none
+
+    Returns
+    -------
+    () float32 without a gradient, the mean loss in nats per token, times the factor
+    """
+    learned = [weight for weight in weights if weight.requires_grad]
+    with torch.autocast(rows_RT.device.type, torch.bfloat16, enabled=rows_RT.is_cuda):
+        loss = loss_function(rows_RT[:, :-1], rows_RT[:, 1:]) * factor
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, learned, allow_unused=True)
+    sums, added = [], []
+    for weight, gradient in zip(learned, found, strict=True):
+        if gradient is not None and weight.grad is not None:
+            sums.append(weight.grad)
+            added.append(gradient)
+        elif gradient is not None:
+            weight.grad = gradient.contiguous()  # as fused optimizers want it
+    if added:  # in one kernel: that of each weight takes longer to start than to run
+        torch._foreach_add_(sums, added)
+    return loss.detach()
 
 
 def fastest_operations(model: Transformer) -> Operations:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from flyweight.errors import InvalidArgumentError
 
-__all__ = ["Moments", "add"]
+__all__ = ["Moments", "accumulate"]
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Moments:
             self.same_input[name] = self._last[0]
             return
         self._last = (name, x)
-        add(self.products, name, _outer(x))
+        accumulate(self.products, name, _outer(x))
 
     def forget_input(self) -> None:
         """End a batch; its last input need not be kept."""
@@ -63,7 +63,7 @@ class Moments:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
                 self.add_input(name, inputs[0])
                 if output.requires_grad:
-                    output.register_hook(lambda g: add(self.squares, name, _squares(g)))  # type: ignore[no-untyped-call]
+                    output.register_hook(lambda g: accumulate(self.squares, name, _squares(g)))  # type: ignore[no-untyped-call]
 
             return hook
 
@@ -71,9 +71,9 @@ class Moments:
             def hook(module: nn.Embedding, inputs: tuple[Any, ...], output: Tensor) -> None:
                 if torch.is_grad_enabled():
                     counts = torch.bincount(inputs[0].flatten(), minlength=module.num_embeddings)
-                    add(self.lookups, name, counts.float())
+                    accumulate(self.lookups, name, counts.float())
                     output.requires_grad_()
-                    output.register_hook(lambda g: add(self.gradients, name, _outer(g)))  # type: ignore[no-untyped-call]
+                    output.register_hook(lambda g: accumulate(self.gradients, name, _outer(g)))  # type: ignore[no-untyped-call]
 
             return hook
 
@@ -125,8 +125,13 @@ def _squares(g: Tensor) -> Tensor:
     return g.flatten(0, -2).float().square().sum(0)
 
 
-def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    """Add to a sum, or begin it."""
+def accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add to the sum of that name in place, or begin it with this value.
+
+    Parameters
+    ----------
+    sums : tensors of the shape and type of ``value``, by weight name
+    """
     if name in sums:
         sums[name] += value
     else:

@@ -19,6 +19,7 @@ from flyweight.errors import DataError
 from flyweight.interop import atomic_write
 from flyweight.train.curve import open_events, write_curve
 from flyweight.train.speed import Speedometer
+from flyweight.train.state import TrainState
 
 __all__ = ["Monitor", "StepRecord"]
 
@@ -38,7 +39,13 @@ class StepRecord:
     seconds: float
     """Training clock when the step was handed to the device."""
     spent: float
-    """Share of the budget that is gone."""
+    """Share of the budget that is gone; 1 is the last step."""
+    batch_tokens: int
+    """Tokens of this step, in all processes."""
+    recurs: bool
+    """Whether the model repeated its layers, where it has any to repeat."""
+    recompilations: int
+    """Graphs compiled inside the clock so far."""
     qat: float | None = None
     """How hard weights were rounded, 0 to 1; None without quantization-aware training."""
     stall_seconds: float = 0.0
@@ -48,11 +55,14 @@ class StepRecord:
 class Monitor:
     """Keeps the last step until it is looked at, which waits for the device to finish it.
 
+    A line is written for the first step, every ``log_steps`` and the last one.
+
     Parameters
     ----------
-    path : the log, one JSON object a line; lines after ``start_step`` are from a life that ended
-        before its next checkpoint, and are dropped
-    start_step, start_loss : steps already done, and the loss of the last of them
+    path : the log, one JSON object a line; lines behind the steps of ``state`` are from a life that
+        ended before its next checkpoint, and are dropped
+    state : where the run begins, or goes on
+    spent : share of the budget that is gone by then
     log_steps : steps between lines
     speedometer : what a loss and a speed come to
     explain : says of a step whose loss or gradient is not finite where that begins
@@ -68,30 +78,38 @@ class Monitor:
         self,
         path: str | os.PathLike[str],
         *,
-        start_step: int,
-        start_loss: float,
+        state: TrainState,
+        spent: float,
         log_steps: int,
         speedometer: Speedometer,
         explain: Callable[[int], str],
         progress: bool,
     ) -> None:
-        self.loss = start_loss
+        self.loss = state.loss
         self.last_checkpoint = "no checkpoint was written yet"
         self._path = Path(path)
         self._log_steps = log_steps
         self._speedometer = speedometer
         self._explain = explain
-        self._events = open_events(self._path.parent / "tensorboard", start_step)
+        self._events = open_events(self._path.parent / "tensorboard", state.step)
+        self._start_seconds, self._flops = state.seconds, 0.0
+        self._recompilations = 0
         self._pending: StepRecord | None = None
         self._bar = tqdm(
             total=1.0,
+            initial=spent,
             desc="train",
             file=sys.stderr,
             disable=not progress,
             mininterval=0.5,
-            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]",
+            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
         )
-        atomic_write(self._path, b"".join(_lines_until(self._path, start_step)))
+        if self._events is None:
+            self.say(
+                "no TensorBoard event files are written: TensorBoard is not installed; "
+                "pip install 'flyweight[tensorboard]'"
+            )
+        atomic_write(self._path, b"".join(_lines_until(self._path, state.step)))
 
     def __enter__(self) -> Self:
         return self
@@ -130,11 +148,27 @@ class Monitor:
                 f"{grad_norm}: {self._explain(record.step)}; {self.last_checkpoint}; lower the "
                 "learning rates"
             )
-        if record.step % self._log_steps == 0 or record.step == 1:
+        graphs = record.recompilations
+        if graphs > self._recompilations:
+            self._recompilations = graphs
+            self.say(f"graphs compiled inside the clock by step {record.step}: {graphs}")
+        if record.step % self._log_steps == 0 or record.step == 1 or record.spent >= 1:
             self._write(record, grad_norm)
-        shown = self._speedometer.text(self.loss, record.tokens, record.seconds)
+        self._show(record)
+
+    def _show(self, record: StepRecord) -> None:
+        self._flops += self._speedometer.flops(record.batch_tokens, recurs=record.recurs)
+        seconds = record.seconds - self._start_seconds  # of this life, as the operations are
+        shown = self._speedometer.text(
+            self.loss, record.tokens, record.seconds, self._flops / seconds if seconds else 0.0
+        )
         self._bar.set_postfix_str(f"step {record.step} {shown}", refresh=False)
         self._bar.update(min(record.spent, 1.0) - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """A line of its own above the bar, where there is one."""
+        if not self._bar.disable:
+            self._bar.write(f"train: {line}", file=sys.stderr)
 
     def _write(self, record: StepRecord, grad_norm: float) -> None:
         line: dict[str, Any] = {
@@ -145,6 +179,7 @@ class Monitor:
             "tokens": record.tokens,
             "seconds": round(record.seconds, 3),
             "stall_seconds": round(record.stall_seconds, 3),
+            "recompilations": record.recompilations,
         }
         if record.qat is not None:
             line["qat"] = record.qat

@@ -17,7 +17,7 @@ from flyweight.train.config import OptimConfig
 from flyweight.train.distributed import Flying, World
 from flyweight.train.orthogonalize import orthogonalize
 
-__all__ = ["Muon", "build_optimizers", "set_schedule"]
+__all__ = ["Muon", "build_optimizers", "parameters_of", "set_schedule"]
 
 _COMPILED_SHAPES = 64
 """Shapes of stacks that may be compiled; PyTorch's own limit is 8."""
@@ -41,7 +41,10 @@ class Muon(Optimizer):
 
     Parameters
     ----------
-    params : matrices, on the device where they stay
+    params : (rows, cols) float32 matrices, on the device where they stay
+    lr : learning rate; :func:`set_schedule` changes it, and the momentum
+    momentum : decay of the momentum in a step, from 0 to below 1
+    weight_decay : each step multiplies the weights by ``1 - lr weight_decay``
     direction : makes a stack (n, rows, cols) orthogonal
     momentum_dtype : of the momentum and of the gradients that enter it
     world : processes that share the work; each keeps the momentum of its share of each stack
@@ -55,6 +58,11 @@ class Muon(Optimizer):
     Gradients are reduced and scattered, biggest stack first; each process advances its share; the
     directions are gathered. Between the three there is time for other work: :meth:`step` does them
     in one go.
+
+    References
+    ----------
+    Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024). Stacks shared
+    by processes: pull request #1539 of openai/parameter-golf.
     """
 
     def __init__(
@@ -216,6 +224,16 @@ def build_optimizers(
 ) -> tuple[Muon, AdamW]:
     """Muon over the matrices that the config names, AdamW over all else.
 
+    Parameters
+    ----------
+    model : on the device where it is trained
+    world : processes that share Muon's work; None is this one alone
+
+    Returns
+    -------
+    Muon and fused AdamW, whose groups keep the config's learning rates as ``full_lr`` for
+    :func:`set_schedule`
+
     Notes
     -----
     Linears belong to Muon. The embeddings (the token embedding, an untied head, tables of looked-up
@@ -265,6 +283,11 @@ def _matrices(model: Transformer, config: OptimConfig) -> list[Tensor]:
     root = model.blocks if config.muon == "blocks" else model
     linears = [m for m in root.modules() if isinstance(m, nn.Linear) and m is not model.lm_head]
     return [linear.weight for linear in linears]
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Parameters of an optimizer in its own order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_schedule(optimizers: Iterable[Optimizer], *, scale: float, momentum: float) -> None:

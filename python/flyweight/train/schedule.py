@@ -9,6 +9,7 @@ __all__ = [
     "learning_rate_scale",
     "linear_ramp",
     "rounding_hardness",
+    "short_of_warmdown",
     "steps_left",
 ]
 
@@ -78,6 +79,15 @@ def learning_rate_scale(
     else:
         fall = (1.0 - spent) / warmdown_fraction if warmdown_fraction else 1.0
     return max(0.0, min(1.0, rise, max(floor, fall)))
+
+
+def short_of_warmdown(steps: float, warmdown_steps: int) -> str:
+    """What to say of a run of fewer steps than its warm-down, as on fewer GPUs than it is for."""
+    return (
+        f"this run has about {steps:.0f} steps, its warm-down warmdown_steps={warmdown_steps}: "
+        f"learning rates stay below {steps / warmdown_steps:.0%} of the full ones; a recipe for "
+        "fewer steps sets it lower, or warmdown_fraction instead"
+    )
 
 
 def linear_ramp(step: int, *, steps: int, start: float, end: float) -> float:

@@ -22,8 +22,12 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _LOOKUPS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 
 
-def flops_per_token(config: ModelConfig) -> float:
+def flops_per_token(config: ModelConfig, *, recur: bool = True) -> float:
     """Operations of a forward and backward pass, per token.
+
+    Parameters
+    ----------
+    recur : False counts those of a training that has not begun to recur
 
     Notes
     -----
@@ -39,7 +43,7 @@ def flops_per_token(config: ModelConfig) -> float:
         if not name.startswith("blocks.") and name not in _LOOKUPS
     )
     head = config.vocab_size * config.model_dim if config.tied_embeddings else 0
-    passes = len(config.layer_order())
+    passes = len(config.layer_order(recur=recur))
     attention = 6 * config.seq_len * config.model_dim * passes
     return 6 * (blocks * passes / config.num_layers + rest + head) + attention
 
@@ -50,8 +54,10 @@ class Speedometer:
 
     bytes_per_token: float | None
     """Of the text that is trained on, or else of the validation text."""
-    flops_per_token: float
-    """Of the model with all its repeated layers."""
+    flops_once: float
+    """Operations per token while no layer is repeated."""
+    flops_recurring: float
+    """The same with all repeated layers."""
     peak_flops: float | None
     """Of all devices together, a second."""
 
@@ -68,17 +74,28 @@ class Speedometer:
         peak = next((flops for part, flops in PEAKS.items() if part in name), None)
         return cls(
             bytes_per_token=ratio,
-            flops_per_token=flops_per_token(model),
+            flops_once=flops_per_token(model, recur=False),
+            flops_recurring=flops_per_token(model),
             peak_flops=peak and peak * world.size,
         )
 
-    def text(self, loss: float, tokens: int, seconds: float) -> str:
-        """One line: loss in nats per token, bits per byte, tokens a second, share of the peak."""
+    def flops(self, tokens: int, *, recurs: bool) -> float:
+        """Operations of training on so many tokens, with or without the repeated layers."""
+        return tokens * (self.flops_recurring if recurs else self.flops_once)
+
+    def text(self, loss: float, tokens: int, seconds: float, flops_per_second: float) -> str:
+        """One line: loss in nats per token, bits per byte, tokens a second, share of the peak.
+
+        Parameters
+        ----------
+        tokens, seconds : of the whole run
+        flops_per_second : that all devices together came to
+        """
         speed = tokens / seconds if seconds else 0.0
         parts = [f"loss {loss:.3f}"]
         if self.bytes_per_token is not None:
             parts.append(f"~{loss / math.log(2) / self.bytes_per_token:.3f} bpb")
         parts.append(f"{speed:,.0f} tokens/s")
         if self.peak_flops is not None:
-            parts.append(f"MFU {speed * self.flops_per_token / self.peak_flops:.0%}")
+            parts.append(f"MFU {flops_per_second / self.peak_flops:.0%}")
         return " ".join(parts)

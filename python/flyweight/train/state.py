@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +18,17 @@ from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.checkpoint import load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
+from flyweight.quant.config import QuantConfig
 from flyweight.train.averaging import Average, new_average
-from flyweight.train.config import TrainConfig
+from flyweight.train.config import HOW_NOT_WHAT, TrainConfig
 from flyweight.train.distributed import World
-from flyweight.train.optim import Muon, build_optimizers
+from flyweight.train.optim import Muon, build_optimizers, parameters_of
 from flyweight.typing import AnyArray
 
-__all__ = ["TrainState", "load_state", "new_state", "save_state"]
+__all__ = ["TrainState", "load_state", "new_state", "save_state", "settings_of"]
 
+_FREE_TO_CHANGE = HOW_NOT_WHAT | {"max_steps", "max_seconds", "device"}
+"""Fields of TrainConfig that a resumed run may have other values for."""
 _MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
 
@@ -65,6 +70,34 @@ def new_state(
     return TrainState(model=model, muon=muon, adamw=adamw, average=average)
 
 
+def settings_of(
+    model: ModelConfig,
+    config: TrainConfig,
+    quantize: QuantConfig | None,
+    *,
+    seed: int,
+    num_tokens: int,
+) -> str:
+    """What must be equal for a run to be the same run, as JSON.
+
+    Parameters
+    ----------
+    quantize : counts under ``config.qat`` alone, by its grids
+    num_tokens : of the training shards together
+    """
+    fields = dataclasses.asdict(config)
+    training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
+    whole = {
+        "model": dataclasses.asdict(model),
+        "train": training,
+        "seed": seed,
+        "train_tokens": num_tokens,
+    }
+    if config.qat is not None and quantize is not None:
+        whole["quantize"] = quantize.grid_settings()
+    return json.dumps(whole, sort_keys=True)
+
+
 def save_state(
     path: str | os.PathLike[str], state: TrainState, *, settings: str, world: World
 ) -> None:
@@ -72,7 +105,8 @@ def save_state(
 
     Parameters
     ----------
-    settings : describes the run; :func:`load_state` refuses a state of another run
+    settings : describes the run, from :func:`settings_of`; :func:`load_state` refuses a state of
+        another one
     world : all processes must call this at the same time; the first one writes. What it writes
         does not depend on how many there are
     """
@@ -84,7 +118,7 @@ def save_state(
     names = _names(state.model)
     for parameter, momentum in all_momentum.items():
         tensors[f"{_OPTIMIZER}{names[parameter]}.momentum"] = momentum.float()
-    for parameter in _parameters(state.adamw):
+    for parameter in parameters_of(state.adamw):
         for key, value in state.adamw.state[parameter].items():
             tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = value
     arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
@@ -114,7 +148,7 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.param_groups[0]["params"]}
     state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in keys.items()})
     saved = state.adamw.state_dict()
-    for index, parameter in enumerate(_parameters(state.adamw)):
+    for index, parameter in enumerate(parameters_of(state.adamw)):
         entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
         if entries:
             saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
@@ -125,11 +159,6 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
 
 def _names(model: Transformer) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
-
-
-def _parameters(optimizer: AdamW) -> list[Tensor]:
-    """Parameters of an optimizer in its own order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _under(arrays: Mapping[str, AnyArray], prefix: str) -> dict[str, AnyArray]:

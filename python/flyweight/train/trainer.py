@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,29 +14,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flyweight.errors import DataError
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
 from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream
-from flyweight.train.diagnose import memory_explained, why_not_finite
+from flyweight.train.diagnose import memory_explained, model_memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
-from flyweight.train.gradients import backward, passes, reduce_and_clip
+from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import sigint_noted
-from flyweight.train.losses import Losses, LossFunction
+from flyweight.train.losses import Losses, LossFunction, add_gradient
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
 from flyweight.train.prefetch import Prefetcher
-from flyweight.train.schedule import budget_spent, learning_rate_scale, linear_ramp, steps_left
+from flyweight.train.schedule import (
+    budget_spent,
+    learning_rate_scale,
+    linear_ramp,
+    short_of_warmdown,
+    steps_left,
+)
 from flyweight.train.speed import Speedometer
-from flyweight.train.state import TrainState, load_state, new_state, save_state
+from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
 
-_FREE_TO_CHANGE = frozenset(
-    ("max_steps", "max_seconds", "device", "compile", "log_steps", "checkpoint_seconds")
-)
-"""Fields of TrainConfig that a resumed run may have other values for."""
+_SETTLED_STEPS = 20
+"""After as many the mean duration of a step is known well enough."""
+_MODEL, _STATE, _LOG = "model.safetensors", "state.safetensors", "log.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +99,20 @@ def train(
     seed : draws the initial weights, and the order of the data if that is shuffled
     quantize : what the export will do with the weights, for ``config.qat``
     max_steps, max_seconds : replace the budget of the config where they are given
-    progress : show a bar on stderr
+    progress : say on stderr when it compiles, and show a bar
     world : the processes that :func:`~flyweight.train.distributed.join` found, each of which calls
         this with the same arguments; the first one writes and shows. None is this process alone
 
     Raises
     ------
     DataError
-        Shards are missing or do not fit the vocabulary; a state file belongs to another run; the
-        loss is not finite any more.
+        Shards are missing, do not fit the vocabulary or end before the first step; a state file
+        belongs to another run; the loss is not finite any more.
     InvalidArgumentError
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
         by the processes.
     KeyboardInterrupt
-        After SIGINT, once the state is saved.
+        After SIGINT, once the state is saved; it says where.
     PeerError
         Another process ended.
 
@@ -121,7 +127,6 @@ def train(
     config = _with_budget(config, max_steps, max_seconds)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
-    state_path = out / "state.safetensors"
     stream = TokenStream(
         data_folder,
         batch_sequences=config.batch_sequences,
@@ -129,17 +134,21 @@ def train(
         vocab_size=model_config.vocab_size,
         shuffle_seed=seed if config.shuffle else None,
     )
-    state = new_state(model_config, config, seed=seed, world=world)
+    with model_memory_explained(model_config, world.device):
+        state = new_state(model_config, config, seed=seed, world=world)
     if config.data_end == "stop":
-        steps = stream.num_batches
-        config = dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
-    settings = _settings(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
-    if state_path.exists():
-        load_state(state_path, state, settings=settings)
+        config = _ending_with(stream, config, where=data_folder)
+    settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
+    if (out / _STATE).exists():
+        load_state(out / _STATE, state, settings=settings)
     losses = Losses(state.model, config, quantize)
     parts = passes(config.batch_sequences, config.accumulation_steps, world)
-    job = _Job(config=config, losses=losses, parts=parts, world=world)
+    job = _Job(
+        config=config, losses=losses, parts=parts, world=world, folder=out, settings=settings
+    )
     with memory_explained(model_config, config, parts, world):
+        if config.compile and progress and world.is_first:
+            print("train: compiling, before the clock starts", file=sys.stderr, flush=True)
         compile_seconds = _prepare(state, job)
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
@@ -151,32 +160,20 @@ def train(
             rows = batch[world.share(len(batch))].to(world.device)
             return why_not_finite(state.model, rows, losses.plain())
 
-    with _monitor(
-        out / "log.jsonl", state, job, speedometer, explain, progress=progress
-    ) as monitor:
-
-        def save() -> None:
-            if monitor is not None:
-                monitor.look()  # never save what diverged
-                state.loss = monitor.loss
-            save_state(state_path, state, settings=settings, world=world)
-            if monitor is not None:
-                monitor.last_checkpoint = f"{state_path} holds step {state.step}"
-
-        with (
-            Prefetcher(
-                stream,
-                first_step=state.step,
-                share=lambda batch: batch[world.share(len(batch))],
-                pin=world.device.type == "cuda",
-            ) as batches,
-            memory_explained(model_config, config, parts, world),
-        ):
-            _loop(state, job, batches, monitor, save)
-            stall_seconds = batches.stall_seconds
+    with (
+        _monitor(state, job, speedometer, explain, progress=progress) as monitor,
+        Prefetcher(
+            stream,
+            first_step=state.step,
+            share=lambda batch: batch[world.share(len(batch))],
+            pin=world.device.type == "cuda",
+        ) as batches,
+        memory_explained(model_config, config, parts, world),
+    ):
+        _loop(state, job, batches, monitor)
     if world.is_first:
-        save_model(out / "model.safetensors", model_config, state.average.weights())
-    return _result(state, job, out, compile_seconds, stall_seconds)
+        save_model(out / _MODEL, model_config, state.average.weights())
+    return _result(state, job, compile_seconds, batches.stall_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +185,14 @@ class _Job:
     parts: int
     """Forward and backward passes of this process in a step."""
     world: World
+    folder: Path
+    """Gets all files of the run."""
+    settings: str
+    """What the state is of."""
+
+    def checkpoint(self, state: TrainState) -> str:
+        """What the state file holds, in words."""
+        return f"{self.folder / _STATE} holds step {state.step}"
 
 
 def _loop(
@@ -195,10 +200,9 @@ def _loop(
     job: _Job,
     batches: Prefetcher,
     monitor: Monitor | None,
-    save: Callable[[], None],
 ) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
-    config, losses = job.config, job.losses
+    config, losses, batch_tokens = job.config, job.losses, _batch_tokens(state, job.config)
     seconds_before, started = state.seconds, time.perf_counter()
     saved = started
     with sigint_noted(again_raises=job.world.size == 1) as interrupted:
@@ -217,28 +221,43 @@ def _loop(
                 now - saved >= config.checkpoint_seconds,
             )
             if monitor is not None:
+                steps = state.step + _left(state, config)
+                if state.step == _SETTLED_STEPS and steps < config.warmdown_steps:
+                    monitor.say(short_of_warmdown(steps, config.warmdown_steps))
                 monitor.record(
                     StepRecord(
                         step=state.step,
                         metrics=metrics,
                         lr=config.optim.matrix_lr * scale,
-                        tokens=_tokens(state, config),
+                        tokens=state.step * batch_tokens,
                         seconds=state.seconds,
                         spent=_spent(state, config),
+                        batch_tokens=batch_tokens,
+                        recurs=losses.recurs,
+                        recompilations=losses.recompilations,
                         qat=losses.hardness,
                         stall_seconds=batches.stall_seconds,
                     )
                 )
             if is_interrupted:
-                save()
-                raise KeyboardInterrupt
+                _save(state, job, monitor)
+                raise KeyboardInterrupt(f"{job.checkpoint(state)}; the same command goes on")
             if is_due:
-                save()
+                _save(state, job, monitor)
                 saved = now
         if monitor is not None:
             monitor.look()
         state.seconds = seconds_before + time.perf_counter() - started
-        save()
+        _save(state, job, monitor)
+
+
+def _save(state: TrainState, job: _Job, monitor: Monitor | None) -> None:
+    if monitor is not None:
+        monitor.look()  # never save what diverged
+        state.loss = monitor.loss
+    save_state(job.folder / _STATE, state, settings=job.settings, world=job.world)
+    if monitor is not None:
+        monitor.last_checkpoint = job.checkpoint(state)
 
 
 def _step(
@@ -247,10 +266,9 @@ def _step(
     """One optimizer step; returns mean loss and gradient norm, still on the device."""
     device = job.world.device
     total = torch.zeros((), device=device)
-    weights = list(state.model.parameters())
     with job.losses.rounding():
         for tokens in batch.to(device, non_blocking=True).chunk(job.parts):
-            total += backward(loss_function, tokens, weights, job.parts)
+            total += add_gradient(loss_function, tokens, state.model.parameters(), 1 / job.parts)
     metrics = reduce_and_clip(
         state.muon, state.adamw, total, max_norm=job.config.grad_clip, world=job.world
     )
@@ -267,14 +285,9 @@ def _prepare(state: TrainState, job: _Job) -> float:
     if not job.config.compile:
         return 0.0
     started = time.perf_counter()
-    model = state.model.config
-    shape = (job.world.rows(job.config.batch_sequences) // job.parts, model.seq_len + 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, shape, generator=generator).to(job.world.device)
-    weights = list(state.model.parameters())
-    for loss_function in job.losses.compile(_spent(state, job.config)):
-        float(backward(loss_function, tokens, weights, 1))  # waits for the device
-    if tokens.is_cuda:  # elsewhere its matrix products are all that takes time
+    rows = job.world.rows(job.config.batch_sequences) // job.parts
+    job.losses.warm_up(_spent(state, job.config), rows)
+    if job.world.device.type == "cuda":  # elsewhere its matrix products are all that takes time
         state.muon.compile()
     state.model.zero_grad()  # weights and optimizers were not touched
     return time.perf_counter() - started
@@ -282,7 +295,6 @@ def _prepare(state: TrainState, job: _Job) -> float:
 
 @contextmanager
 def _monitor(
-    path: Path,
     state: TrainState,
     job: _Job,
     speedometer: Speedometer,
@@ -295,14 +307,16 @@ def _monitor(
         yield None
         return
     with Monitor(
-        path,
-        start_step=state.step,
-        start_loss=state.loss,
+        job.folder / _LOG,
+        state=state,
+        spent=_spent(state, job.config),
         log_steps=job.config.log_steps,
         speedometer=speedometer,
         explain=explain,
         progress=progress,
     ) as monitor:
+        if state.step:
+            monitor.last_checkpoint = job.checkpoint(state)
         yield monitor
 
 
@@ -312,18 +326,21 @@ def _spent(state: TrainState, config: TrainConfig) -> float:
     )
 
 
-def _tokens(state: TrainState, config: TrainConfig) -> int:
-    return state.step * config.batch_sequences * state.model.config.seq_len
+def _left(state: TrainState, config: TrainConfig) -> float:
+    return steps_left(
+        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
+    )
+
+
+def _batch_tokens(state: TrainState, config: TrainConfig) -> int:
+    return config.batch_sequences * state.model.config.seq_len
 
 
 def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) -> float:
-    left = steps_left(
-        state.step, state.seconds, max_steps=config.max_steps, max_seconds=config.max_seconds
-    )
     scale = learning_rate_scale(
         state.step,
         spent,
-        left,
+        _left(state, config),
         warmup_steps=config.warmup_steps,
         warmdown_fraction=config.warmdown_fraction,
         warmdown_steps=config.warmdown_steps,
@@ -349,10 +366,22 @@ def _with_budget(
     )
 
 
+def _ending_with(
+    stream: TokenStream, config: TrainConfig, *, where: str | os.PathLike[str]
+) -> TrainConfig:
+    steps = stream.num_batches
+    if not steps:
+        raise DataError(
+            f"{os.fspath(where)}: {stream.num_tokens:,} training tokens end before the first step "
+            f"of batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
+        )
+    return dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
+
+
 def _result(
-    state: TrainState, job: _Job, out: Path, compile_seconds: float, stall_seconds: float
+    state: TrainState, job: _Job, compile_seconds: float, stall_seconds: float
 ) -> TrainResult:
-    tokens = _tokens(state, job.config)
+    tokens = state.step * _batch_tokens(state, job.config)
     return TrainResult(
         steps=state.step,
         tokens=tokens,
@@ -364,29 +393,7 @@ def _result(
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
         device=job.world.device.type,
         processes=job.world.size,
-        model_path=out / "model.safetensors",
-        state_path=out / "state.safetensors",
-        log_path=out / "log.jsonl",
+        model_path=job.folder / _MODEL,
+        state_path=job.folder / _STATE,
+        log_path=job.folder / _LOG,
     )
-
-
-def _settings(
-    model: ModelConfig,
-    config: TrainConfig,
-    quantize: QuantConfig | None,
-    *,
-    seed: int,
-    num_tokens: int,
-) -> str:
-    """What must be equal for a run to be the same run."""
-    fields = dataclasses.asdict(config)
-    training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
-    whole = {
-        "model": dataclasses.asdict(model),
-        "train": training,
-        "seed": seed,
-        "train_tokens": num_tokens,
-    }
-    if config.qat is not None and quantize is not None:
-        whole["quantize"] = quantize.grid_settings()
-    return json.dumps(whole, sort_keys=True)
