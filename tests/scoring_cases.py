@@ -45,8 +45,8 @@ CONFIGS = {
         ("score-first-single", "score-first", 64, 1),  # fewer sequences than processes
     )
 }
-CUT = "score-first"
-"""Has a ledger that an earlier life left."""
+CUT = ("score-first", "hints")
+"""Have a ledger, and a journal, that an earlier life left."""
 
 
 def score(folder: Path, name: str, world: World, model: TinyModel | None = None) -> StreamResult:

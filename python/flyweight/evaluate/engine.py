@@ -128,7 +128,7 @@ class ScoringEngine(ABC):
         self.chunks = tuple(split_chunks(windows, chunk_targets=config.chunk_targets))
         self.scorer = WindowScorer(model, self.tokens_T, config)
         path = ledger.path.with_name(ledger.path.name + ".journal")
-        self.journal = Journal(path if self.peers.is_first else None, is_new=ledger.scored == 0)
+        self.journal = Journal(path, is_new=ledger.scored == 0, writes=self.peers.is_first)
         self._next = 0
         self._has_learned = False
         self._newest: ScoredChunk | None = None

@@ -70,8 +70,9 @@ class Journal:
 
     Parameters
     ----------
-    path : the file; None keeps nothing
+    path : the file
     is_new : begin anew, whatever the file holds
+    writes : whether this process keeps the file, or only reads what is in it at the start
 
     Notes
     -----
@@ -79,13 +80,12 @@ class Journal:
     kill, or whose chunk did not get into the ledger, is written again.
     """
 
-    def __init__(self, path: Path | None, *, is_new: bool) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, is_new: bool, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
         self._lines: dict[int, dict[str, Any]] = {}
-        if path is None or not path.exists():
-            return
-        if is_new:
-            path.unlink()
+        if is_new and writes:
+            path.unlink(missing_ok=True)
+        if is_new or not path.exists():
             return
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -97,7 +97,7 @@ class Journal:
     def write(self, chunk: int, **facts: Any) -> None:
         """Note facts of a chunk."""
         self._lines[chunk] = {"chunk": chunk, **facts}
-        if self._path is None:
+        if not self._writes:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self._lines[chunk]) + "\n")
