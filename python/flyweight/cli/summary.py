@@ -14,7 +14,7 @@ __all__ = ["check_audit", "run_facts", "run_text"]
 
 _SCORE_FACTS = (
     *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
-    *("phases", "recompilations", "deadline"),
+    *("seconds", "was_resumed", "phases", "recompilations", "deadline"),
 )
 
 

@@ -92,14 +92,16 @@ def score_data(
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
     contaminated : the model was trained on this text; the result then says so
-    deadline : seconds that scoring may take, compilation apart; None is no end
+    deadline : seconds that scoring may take, those of killed runs included and compilation apart;
+        None is no end
     peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
 
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds`` (of this life only if ``was_resumed``, ``phases`` too), ``coverage``, how many
+    ``seconds`` (if ``was_resumed``, those of killed runs included; ``phases`` are of the last run
+    alone), ``coverage``, how many
     ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
     ``chain`` of the ledger, the ``config``, and a line of ``text``
 
@@ -131,7 +133,7 @@ def score_data(
         coverage = ledger.scored / ledger.targets
         if peers is not None:
             check_agreement(ledger, peers.world)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + result.former_seconds
     score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
