@@ -89,6 +89,10 @@ class Together(Alone):
         """The answer of the first process, in each of them."""
         return bool(self.world.agree(float(answer))[0])
 
+    def fewest(self, count: int) -> int:
+        """The smallest count of all processes; devices may hold more or less at once."""
+        return int(self.world.gather(torch.tensor([count])).land().min())
+
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every so many-th item, as many as there are processes."""
         return items[self.world.rank :: self.world.size]
