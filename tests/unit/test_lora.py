@@ -139,6 +139,14 @@ def test_text_that_repeats_gets_cheaper_within_its_document(tmp_path: Path) -> N
     np.testing.assert_allclose(learned[97:105], learned[:8], rtol=0, atol=1e-5)
 
 
+def test_compiled_windows_give_the_same_scores(tmp_path: Path) -> None:
+    expected = run(tmp_path / "a", DOCUMENTS)
+    found = run(tmp_path / "b", DOCUMENTS, replace(CONFIG, compile=True))
+    np.testing.assert_allclose(found.nats, expected.nats, rtol=0, atol=1e-4)
+    assert found.recompilations == 0
+    assert found.seconds["compile"] > 0.1  # it was compiled at all
+
+
 class KilledError(Exception):
     pass
 
