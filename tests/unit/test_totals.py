@@ -65,6 +65,18 @@ def test_a_tokenizer_too_small_for_the_shards_is_named(data: DataInfo, tmp_path:
         score(data, tmp_path / "score")
 
 
+def test_changed_tokens_of_as_many_bytes_are_found(data: DataInfo, tmp_path: Path) -> None:
+    path = data.folder / data.val.shards[0].name
+    tokens = np.array(read_shard(path))
+    inner = next(i for i in range(2, tokens.size) if 1 not in tokens[i - 1 : i + 2])
+    tokens[[inner, inner + 1]] = tokens[[inner + 1, inner]]
+    write_shard(path, tokens)
+    check = rf"{path.name}: sha256 \w+, expected \w+; build or fetch it again"
+    with pytest.raises(DataError, match=check):
+        score(data, tmp_path / "score")
+    assert not (tmp_path / "score").exists()
+
+
 def test_totals_that_nobody_counted_are_not_held_against_the_data(data: DataInfo) -> None:
     uncounted = replace(data, val=replace(data.val, scored_bytes=None))
     check_totals(uncounted, read_validation(data), validation_counter(data))

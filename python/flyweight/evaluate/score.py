@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import DataInfo
+from flyweight.data.info import check_hashes
 from flyweight.data.shards import list_shards, read_shard
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError, InvalidArgumentError
@@ -39,7 +40,7 @@ def read_validation(data: DataInfo) -> NDArray[np.uint16]:
 def check_totals(
     data: DataInfo, tokens: NDArray[np.uint16], counter: ByteTable | ByteSidecar
 ) -> None:
-    """Count targets and bytes and hold them to the stored facts, before anything is scored.
+    """Hold targets, bytes and hashes to the stored facts, before anything is scored.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def check_totals(
     Raises
     ------
     DataError
-        A total is another one, or a token is not in the tokenizer's vocabulary.
+        A total or the hash of a file is another one, or a token is not in the tokenizer's
+        vocabulary.
     """
     try:
         text_bytes = counter.total(np.array_split(tokens, 1 + tokens.size // (1 << 20)))
@@ -65,6 +67,7 @@ def check_totals(
                 f"{data.folder}: val {name} is {found}, data.json says {getattr(data.val, name)}; "
                 "the shards, sidecars or the tokenizer were changed"
             )
+    check_hashes(data.folder, data.val.shards + data.val.byte_counts)
 
 
 def score_data(
