@@ -25,6 +25,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.config import LoraConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoringEngine
 from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.nonfinite import why_not_finite
 from flyweight.evaluate.scorer import autocast, target_nats
 from flyweight.evaluate.window import Windows
 from flyweight.model.blocks import PLAIN
@@ -118,8 +119,9 @@ class DocumentRows:
     model : with low-rank additions from `add_low_rank`
     additions : these
     tokens_T : the whole stream
-    first_R, end_R : targets of each document, ``first .. end - 1``; ``documents`` of them
-    config : sizes
+    first_R, end_R : (R,) int64, targets of each document, ``first .. end - 1``; R is
+        ``lora.documents``
+    config, lora : sizes, precision; what the additions learn by
     whole_window : `target_nats` or a compiled twin, for windows of ``seq_len`` tokens
     """
 
@@ -153,6 +155,10 @@ class DocumentRows:
 
     def score(self, step: int) -> ScoredRows:
         """Final scores of the next step of every document.
+
+        Returns
+        -------
+        Nats float32, in parts of a graph that `adapt` goes back through
 
         Raises
         ------
@@ -271,9 +277,22 @@ class PerDocument(ScoringEngine):
             self._score_group(windows.first[group], windows.end[group], windows.start, nats_N)
         nats: NDArray[np.float64] = self.peers.sum_scores(nats_N.double().cpu().numpy())
         if not np.isfinite(nats).all():
-            bad = windows.start + int(np.argmin(np.isfinite(nats))) + 1
-            raise DataError(f"the model's loss is not finite at token {bad} of the stream")
+            self._refuse(windows.start, nats)
         return nats
+
+    def _refuse(self, start: int, nats: NDArray[np.float64]) -> None:
+        """Run what led to the first bad target again, without additions, and name the layer."""
+        bad = int(np.argmin(np.isfinite(nats)))
+        target = start + bad
+        begin = self._is_start[: np.searchsorted(self._is_start, target, side="right")][-1:]
+        first = max([target + 1 - self.config.seq_len, 0, *begin.tolist()])
+        tokens_L = self.tokens_T[first : target + 1].long()
+        with torch.inference_mode(), autocast(tokens_L.device, self.config.precision):
+            reason = why_not_finite(self.model, tokens_L[None])
+        raise DataError(
+            f"the model's loss is {nats[bad]} at token {target + 1} of the stream, expected a "
+            f"finite number: without what its document had learned {reason}"
+        )
 
     def _score_group(
         self, first: NDArray[np.int64], end: NDArray[np.int64], start: int, nats_N: Tensor
