@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import DataInfo
 from flyweight.data.info import check_hashes
-from flyweight.data.shards import list_shards, read_shard
+from flyweight.data.shards import read_validation
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
@@ -29,12 +29,7 @@ from flyweight.evaluate.stream import StreamResult, score_binding
 from flyweight.evaluate.ttt import score_stream
 from flyweight.train.config import CONTAMINATED
 
-__all__ = ["check_totals", "read_validation", "score_data"]
-
-
-def read_validation(data: DataInfo) -> NDArray[np.uint16]:
-    """All validation tokens of a data folder, shards joined, ``(tokens,)`` uint16."""
-    return np.concatenate([read_shard(path) for path in list_shards(data.folder, "val")])
+__all__ = ["check_totals", "score_data"]
 
 
 def check_totals(
@@ -114,7 +109,7 @@ def score_data(
         Targets or bytes differ from the stored facts of the data, which is seen before the model
         runs; or a token has no finite score.
     """
-    tokens = read_validation(data)
+    tokens = read_validation(data.folder)
     counter = validation_counter(data)
     check_totals(data, tokens, counter)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
