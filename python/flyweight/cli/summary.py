@@ -82,7 +82,7 @@ def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str
         "float": "float weights, plain blocks",
         "quantized": "artifact, plain blocks",
         "sliding": "artifact, sliding windows",
-        "ttt": "artifact, score-first TTT",
+        "ttt": f"artifact, {results.get('ttt', {}).get('protocol', 'score-first')} TTT",
     }
     rows = [
         (

@@ -126,7 +126,17 @@ def gather_in_order(own: NDArray[np.float64], world: World) -> NDArray[np.float6
 
     Parameters
     ----------
-    own : (n,) float64, n may differ
+    own : (n,) float64, n may differ from process to process and be 0
+    world : of which gloo carries them, as they are on the CPU
+
+    Returns
+    -------
+    (sum of all n,) float64
+
+    Raises
+    ------
+    PeerError
+        Another process ended.
     """
     sizes = world.gather(torch.tensor([own.size])).land().tolist()
     padded = torch.zeros(max(sizes), dtype=torch.float64)
