@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flyweight.errors import FlyweightError
-from flyweight.evaluate import sharded
+from flyweight.evaluate import scorer, sharded
 from flyweight.evaluate.config import AdaptConfig, LoraConfig, NgramConfig, ScoreConfig
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult
@@ -23,7 +23,7 @@ CONFIGS = {
         protocol=protocol,  # type: ignore[arg-type]
         seq_len=16,
         stride=8,
-        batch_windows=3,
+        batch_windows=0 if name == "sliding-unequal-memory" else 3,
         chunk_targets=chunk_targets,
         adapt=AdaptConfig(
             learn=("blocks.1.*", "blocks.2.*"), epochs=2, learning_rate=1e-2, sequences=sequences
@@ -39,18 +39,20 @@ CONFIGS = {
         ("plain", "plain", 64, 1),
         ("sliding", "sliding", 64, 1),
         ("sliding-small-chunks", "sliding", 8, 1),  # fewer batches than processes
+        ("sliding-unequal-memory", "sliding", 64, 1),
         ("hints", "sliding", 64, 1),
         ("per-document", "per-document", 200, 1),
         ("score-first", "score-first", 64, 3),
         ("score-first-single", "score-first", 64, 1),  # fewer sequences than processes
     )
 }
-CUT = "score-first"
-"""Has a ledger that an earlier life left."""
+CUT = ("score-first", "hints")
+"""Have a ledger, and a journal, that an earlier life left."""
 
 
 def score(folder: Path, name: str, world: World, model: TinyModel | None = None) -> StreamResult:
     path = folder / f"{name}.ledger"
+    scorer._MOST_WINDOWS["cpu"] = 3 + world.rank  # as if the second device held more
     targets = TOKENS.size - 1
     with open_shared_ledger(path, targets=targets, binding=bytes(32), world=world) as ledger:
         result = score_stream(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flyweight.artifact import load_stored, quantize, save_stored
+from flyweight.data.shards import read_validation
 from flyweight.fitting import fit
 from flyweight.format.container import write_container
 from flyweight.format.inspect import inspect
@@ -74,7 +75,6 @@ def do_contaminate(run: Run) -> dict[str, Any]:
 
 
 def _contaminate_model(run: Run) -> Any:
-    from flyweight.evaluate.score import read_validation
     from flyweight.model.checkpoint import load_model, save_model
     from flyweight.train.contaminate import train_on_validation
 
@@ -82,7 +82,7 @@ def _contaminate_model(run: Run) -> Any:
     model = load_model(run.path(CHECKPOINT)).to(run.world.device)
     result = train_on_validation(
         model,
-        read_validation(run.data),
+        read_validation(run.data.folder),
         run.recipe.contaminate,
         train=run.recipe.train,
         log=run.path(CONTAMINATE_LOG),

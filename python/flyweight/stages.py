@@ -333,8 +333,8 @@ def _check_earlier(run: Run, name: str) -> None:
         is_other = set(entry["inputs"]) != set(_inputs(run, earlier))
         if is_other or entry["key"] != _key(run, earlier, entry["inputs"]):
             raise DataError(
-                f"{run.folder}: stage {earlier} was run with another recipe, seed or data; "
-                "run it again"
+                f"{run.folder}: stage {earlier} was run with another recipe, seed or data; give "
+                "the --seed, --steps and --max-seconds that it was given, or run it again"
             )
 
 

@@ -47,6 +47,16 @@ def test_build_and_info_say_the_same(here):
     assert "documents in both splits: 0" in text.stdout
 
 
+def test_bytes_that_the_normalizer_dropped_are_shown(here):
+    spaced = [json.dumps({"text": f"{n}  two   spaces \n a break"}) for n in range(40)]
+    (here / "spaced.jsonl").write_text("\n".join(spaced), encoding="utf-8")
+    options = ("--tokenizer", write_model(here), "--val-bytes", 300, "--out")
+    facts = run_json("build", "spaced.jsonl", *options, "spaced")["val"]
+    assert facts["scored_bytes"] < facts["text_bytes"]
+    said = f"{facts['scored_bytes']:,} scored bytes of {facts['text_bytes']:,} in the source"
+    assert said in run("info", "spaced").stdout
+
+
 def test_tokenizer_trains_and_imports(here):
     trained = run_json("tokenizer", "text.jsonl", "--vocab-size", 320, "-o", "a.model")
     imported = run_json("tokenizer", "--import", "a.model", "-o", "b.model")

@@ -142,6 +142,39 @@ def test_a_journal_of_an_earlier_ledger_is_forgotten(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_the_seconds_of_all_lives_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("flyweight.evaluate.pace.time.perf_counter", lambda: now[0])
+    first = Journal(tmp_path / "x.journal", is_new=True)
+    now[0] = 5.0
+    first.start()
+    now[0] = 7.0
+    first.write(0, plain=False)
+    with (tmp_path / "x.journal").open("a") as file:
+        file.write('{"chunk": 1, "sec')
+    now[0] = 100.0
+    second = Journal(tmp_path / "x.journal", is_new=False)
+    assert second.former_seconds == 2.0
+    now[0] = 103.0
+    second.write(1, plain=True)
+    third = Journal(tmp_path / "x.journal", is_new=False)
+    assert third.former_seconds == 5.0
+    assert third.read(1, "plain") is True  # the torn line before it is not in its way
+
+
+def test_a_deadline_counts_what_a_killed_run_took(tmp_path: Path) -> None:
+    def kill(scored: ScoredChunk) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run(tmp_path / "x", None, kill)
+    path = tmp_path / "x.journal"
+    path.write_text(path.read_text().replace('"seconds": ', '"seconds": 100'))
+    result = run(tmp_path / "x", 50.0)
+    assert result.former_seconds >= 100
+    assert (result.recorded_chunks, result.plain_chunks) == (1, CHUNKS - 1)
+
+
 def test_rates_come_from_what_was_measured() -> None:
     now = [0.0]
     pace = Pace(100.0, 2.0, lambda: now[0])

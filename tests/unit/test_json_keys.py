@@ -24,6 +24,8 @@ HOW_SCORED: dict[str, Any] = {
     "chunks": 3,
     "adapted_chunks": 2,
     "plain_chunks": 0,
+    "seconds": 1.0,
+    "was_resumed": False,
     "phases": dict.fromkeys(("compile", "score", "plain", "adapt"), 0.0),
     "recompilations": 0,
     "deadline": None,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
-from flyweight.errors import InvalidArgumentError  # noqa: E402
+from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
 from flyweight.evaluate.config import LoraConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.engine import ScoredChunk  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
@@ -137,6 +137,28 @@ def test_text_that_repeats_gets_cheaper_within_its_document(tmp_path: Path) -> N
     np.testing.assert_allclose(learned[:8], frozen[:8], rtol=0, atol=1e-6)
     assert learned[64:96].mean() < frozen[64:96].mean() - 0.5
     np.testing.assert_allclose(learned[97:105], learned[:8], rtol=0, atol=1e-5)
+
+
+def test_compiled_windows_give_the_same_scores(tmp_path: Path) -> None:
+    expected = run(tmp_path / "a", DOCUMENTS)
+    found = run(tmp_path / "b", DOCUMENTS, replace(CONFIG, compile=True))
+    np.testing.assert_allclose(found.nats, expected.nats, rtol=0, atol=1e-4)
+    assert found.recompilations == 0
+    assert found.seconds["compile"] > 0.1  # it was compiled at all
+
+
+def test_a_loss_that_is_not_finite_names_token_and_layer(tmp_path: Path) -> None:
+    model = TinyModel()
+    tokens = np.concatenate(DOCUMENTS)
+    model.blocks[1].out.register_forward_hook(
+        lambda module, inputs, out: out / (torch.arange(out.shape[1]) < 16)[:, None]
+    )
+    with Ledger(tmp_path / "x", targets=tokens.size - 1, binding=bytes(32)) as ledger:
+        engine = PerDocument(model, tokens, ledger, CONFIG)
+        match = r"loss is nan at token 17 of the stream.* what layer blocks\.1\.out gives is not"
+        with pytest.raises(DataError, match=match):
+            run_engine(engine)
+    assert ledger.scored == 0
 
 
 class KilledError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,14 @@ def run(case: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What one process wrote, and what two did, who found one ledger half written."""
+    """What one process wrote, and what two did, who found some ledgers half written."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for name in CONFIGS:
         score(one, name, ALONE)
-    whole = (one / f"{CUT}.ledger").read_bytes()
-    (two / f"{CUT}.ledger").write_bytes(whole[: len(whole) * 2 // 3])
+    for name in CUT:
+        whole = (one / f"{name}.ledger").read_bytes()
+        (two / f"{name}.ledger").write_bytes(whole[: len(whole) * 2 // 3])
+        shutil.copy(one / f"{name}.ledger.journal", two)
     done = run("all", two)
     assert done.returncode == 0, done.stderr
     return one, two

@@ -16,13 +16,15 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 
 from flyweight.data.facts import DataInfo  # noqa: E402
 from flyweight.data.info import load_data_info  # noqa: E402
-from flyweight.data.shards import read_shard, write_shard  # noqa: E402
+from flyweight.data.shards import read_shard, read_validation, write_shard  # noqa: E402
 from flyweight.data.sidecar import validation_counter, write_sidecar  # noqa: E402
 from flyweight.data.tokenizer import train_tokenizer  # noqa: E402
 from flyweight.errors import DataError  # noqa: E402
 from flyweight.evaluate.config import ScoreConfig  # noqa: E402
-from flyweight.evaluate.score import check_totals, read_validation, score_data  # noqa: E402
+from flyweight.evaluate.score import check_totals, score_data  # noqa: E402
 from flyweight.submission.audit import audit_folder  # noqa: E402
+from flyweight.submission.checks import BUNDLE_CHECKS  # noqa: E402
+from flyweight.submission.subject import Subject  # noqa: E402
 from submission_samples import bundle, make_data, make_run  # noqa: E402
 
 
@@ -65,9 +67,24 @@ def test_a_tokenizer_too_small_for_the_shards_is_named(data: DataInfo, tmp_path:
         score(data, tmp_path / "score")
 
 
+def test_changed_tokens_of_as_many_bytes_are_found(data: DataInfo, tmp_path: Path) -> None:
+    path = data.folder / data.val.shards[0].name
+    tokens = np.array(read_shard(path))
+    inner = next(i for i in range(2, tokens.size) if 1 not in tokens[i - 1 : i + 2])
+    tokens[[inner, inner + 1]] = tokens[[inner + 1, inner]]
+    write_shard(path, tokens)
+    message = rf"{path.name}: sha256 \w+, expected \w+; build or fetch it again"
+    with pytest.raises(DataError, match=message):
+        score(data, tmp_path / "score")
+    assert not (tmp_path / "score").exists()
+    audited = Subject(tmp_path, data=data, budget_bytes=1, timeout_seconds=1.0)
+    with pytest.raises(DataError, match=message):
+        BUNDLE_CHECKS["data"](audited)
+
+
 def test_totals_that_nobody_counted_are_not_held_against_the_data(data: DataInfo) -> None:
     uncounted = replace(data, val=replace(data.val, scored_bytes=None))
-    check_totals(uncounted, read_validation(data), validation_counter(data))
+    check_totals(uncounted, read_validation(data.folder), validation_counter(data))
 
 
 def test_a_submission_on_transformed_text_counts_by_sidecars(
@@ -99,7 +116,7 @@ def test_a_submission_on_transformed_text_counts_by_sidecars(
 
 def test_facts_on_disk_have_the_totals(data: DataInfo) -> None:
     facts = json.loads((data.folder / "data.json").read_text())["val"]
-    tokens = read_validation(data)
+    tokens = read_validation(data.folder)
     assert facts["scored_targets"] == tokens.size - 1
     assert facts["scored_bytes"] == validation_counter(data).total([tokens])
     assert facts["byte_counts"] == []

@@ -203,6 +203,8 @@ def _describe(name: str, split: SplitInfo) -> str:
         return "uncounted" if value is None else f"{value:,}"
 
     by = " (byte sidecars)" if split.byte_counts else ""
+    if split.text_bytes not in (None, split.scored_bytes):
+        by += f" of {split.text_bytes:,} in the source"
     return (
         f"{name:>5}: {split.tokens:,} tokens, {count(split.documents)} documents, "
         f"{count(split.scored_bytes)} scored bytes{by}, shard files: {len(split.shards)}"

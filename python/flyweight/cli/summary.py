@@ -14,7 +14,7 @@ __all__ = ["check_audit", "run_facts", "run_text"]
 
 _SCORE_FACTS = (
     *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
-    *("phases", "recompilations", "deadline"),
+    *("seconds", "was_resumed", "phases", "recompilations", "deadline"),
 )
 
 
@@ -82,7 +82,7 @@ def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str
         "float": "float weights, plain blocks",
         "quantized": "artifact, plain blocks",
         "sliding": "artifact, sliding windows",
-        "ttt": "artifact, score-first TTT",
+        "ttt": f"artifact, {results.get('ttt', {}).get('protocol', 'score-first')} TTT",
     }
     rows = [
         (

@@ -36,6 +36,7 @@ from flyweight.errors import DataError
 
 __all__ = [
     "Progress",
+    "check_hashes",
     "check_ids",
     "load_data_info",
     "scan_split",
@@ -119,6 +120,20 @@ def verify_data(info: DataInfo, *, progress: Progress | None = None) -> DataInfo
     if not val.byte_counts:
         _check_decoded(info.folder, val, tokenizer)
     return replace(info, train=train, val=val)
+
+
+def check_hashes(folder: Path, shards: Iterable[ShardInfo]) -> None:
+    """Hold files to their stored hashes; one without a hash is not read.
+
+    Raises
+    ------
+    DataError
+        A file is another one; the message names it.
+    """
+    for stated in shards:
+        if stated.sha256 is not None:
+            with (folder / stated.name).open("rb") as file:
+                _check_hash(folder, stated, file_digest(file, "sha256").hexdigest())
 
 
 def scan_split(
@@ -283,11 +298,7 @@ def _verify_split(
     found = replace(found, byte_counts=describe_sidecars(folder, found.shards) if sidecar else ())
     before_all, after_all = (each.shards + each.byte_counts for each in (stated, found))
     for before, after in zip(before_all, after_all, strict=True):
-        if before.sha256 not in (None, after.sha256):
-            raise DataError(
-                f"{folder / before.name}: sha256 {after.sha256}, expected {before.sha256}; "
-                "build or fetch it again"
-            )
+        _check_hash(folder, before, after.sha256)
     for name in ("documents", "tokens", "scored_bytes"):
         expected, counted = getattr(stated, name), getattr(found, name)
         if expected not in (None, counted):
@@ -296,6 +307,14 @@ def _verify_split(
                 "build the data again"
             )
     return found
+
+
+def _check_hash(folder: Path, stated: ShardInfo, found: str | None) -> None:
+    if stated.sha256 not in (None, found):
+        raise DataError(
+            f"{folder / stated.name}: sha256 {found}, expected {stated.sha256}; "
+            "build or fetch it again"
+        )
 
 
 def _check_decoded(folder: Path, val: SplitInfo, tokenizer: Tokenizer) -> None:

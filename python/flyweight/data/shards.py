@@ -28,6 +28,7 @@ __all__ = [
     "list_shards",
     "list_sidecars",
     "read_shard",
+    "read_validation",
     "shard_name",
     "write_shard",
 ]
@@ -120,6 +121,17 @@ def list_shards(folder: str | os.PathLike[str], split: Split) -> list[Path]:
             "`flyweight data build` or get them with `flyweight data fetch`"
         )
     return paths
+
+
+def read_validation(folder: str | os.PathLike[str]) -> Tokens:
+    """All validation tokens of a data folder, shards joined in order, ``(tokens,)`` uint16.
+
+    Raises
+    ------
+    DataError
+        There is no validation shard, or one is malformed.
+    """
+    return np.concatenate([read_shard(path) for path in list_shards(folder, "val")])
 
 
 def list_sidecars(folder: str | os.PathLike[str]) -> list[Path]:

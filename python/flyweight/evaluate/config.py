@@ -150,7 +150,8 @@ class ScoreConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; losses are float32 and their sums float64 in either case."""
     compile: bool = False
-    """Compile the forward pass, and that of learning; before the clock starts."""
+    """Compile the usual shapes of scoring and learning, before the clock starts; others run as they
+    are: the first window, what is left at the end, windows of a document that still grow."""
     adapt: AdaptConfig | None = None
     """score-first: the training."""
     lora: LoraConfig | None = None

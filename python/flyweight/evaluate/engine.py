@@ -71,6 +71,10 @@ class Alone:
         """The answer of the first process, in each of them."""
         return answer
 
+    def fewest(self, count: int) -> int:
+        """The smallest count of all processes."""
+        return count
+
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """The items that this process works on."""
         return items
@@ -127,8 +131,9 @@ class ScoringEngine(ABC):
         windows = self._plan(ledger.targets)
         self.chunks = tuple(split_chunks(windows, chunk_targets=config.chunk_targets))
         self.scorer = WindowScorer(model, self.tokens_T, config)
+        self.scorer.batch_windows = self.peers.fewest(self.scorer.batch_windows)
         path = ledger.path.with_name(ledger.path.name + ".journal")
-        self.journal = Journal(path if self.peers.is_first else None, is_new=ledger.scored == 0)
+        self.journal = Journal(path, is_new=ledger.scored == 0, writes=self.peers.is_first)
         self._next = 0
         self._has_learned = False
         self._newest: ScoredChunk | None = None

@@ -11,6 +11,7 @@ outputs of a linear.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,6 +25,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.config import LoraConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoringEngine
 from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.nonfinite import why_not_finite
 from flyweight.evaluate.scorer import autocast, target_nats
 from flyweight.evaluate.window import Windows
 from flyweight.model.blocks import PLAIN
@@ -117,8 +119,10 @@ class DocumentRows:
     model : with low-rank additions from `add_low_rank`
     additions : these
     tokens_T : the whole stream
-    first_R, end_R : targets of each document, ``first .. end - 1``; ``documents`` of them
-    config : sizes
+    first_R, end_R : (R,) int64, targets of each document, ``first .. end - 1``; R is
+        ``lora.documents``
+    config, lora : sizes, precision; what the additions learn by
+    whole_window : `target_nats` or a compiled twin, for windows of ``seq_len`` tokens
     """
 
     def __init__(
@@ -130,7 +134,9 @@ class DocumentRows:
         end_R: Tensor,
         config: ScoreConfig,
         lora: LoraConfig,
+        whole_window: Callable[..., Tensor] = target_nats,
     ) -> None:
+        self._whole_window = whole_window
         self._model, self._tokens_T, self._config, self._lora = model, tokens_T, config, lora
         self._first_R, self._end_R = first_R, end_R
         self.steps = -(-int((end_R - first_R).max()) // lora.step_targets)
@@ -150,6 +156,10 @@ class DocumentRows:
     def score(self, step: int) -> ScoredRows:
         """Final scores of the next step of every document.
 
+        Returns
+        -------
+        Nats float32, in parts of a graph that `adapt` goes back through
+
         Raises
         ------
         InvalidArgumentError
@@ -167,8 +177,9 @@ class DocumentRows:
         last = len(self._tokens_T) - 1
         rows_RL = torch.where(inside_RL, self._tokens_T[places_RL.clamp(max=last)].long(), 0)
         positions = min(size, length)
+        function = self._whole_window if length == self._config.seq_len else target_nats
         with torch.enable_grad(), autocast(device, self._config.precision):
-            nats_RS = target_nats(self._model, rows_RL, positions)
+            nats_RS = function(self._model, rows_RL, positions)
         is_target_RS = inside_RL[:, -positions:]
         nats_RS = torch.where(is_target_RS, nats_RS, 0.0)
         self._newest = ScoredRows(step, nats_RS, is_target_RS.sum(1).clamp(min=1), _ROWS_SEAL)
@@ -201,7 +212,8 @@ class PerDocument(ScoringEngine):
     -----
     A document also scores the BOS of the next one. What the first document lacks of its start is
     lacking. No state leaves a chunk, so that a resumed run has nothing to replay. Kernels that read
-    the weights of linears past them are not used.
+    the weights of linears past them are not used. Compiled are windows of ``seq_len`` tokens; the
+    first ones of a document, which grow step by step, would each be a graph of their own.
     """
 
     adapts_within = True
@@ -223,6 +235,9 @@ class PerDocument(ScoringEngine):
         if isinstance(self._added, Transformer):
             self._added.use(PLAIN)
         self._additions = add_low_rank(self._added, config.lora)
+        self._whole_window: Callable[..., Tensor] = target_nats
+        if config.compile:
+            self._whole_window = torch.compile(target_nats, fullgraph=True, dynamic=False)
 
     def _plan(self, targets: int) -> Windows:
         """One window for each document, whatever its length."""
@@ -239,6 +254,14 @@ class PerDocument(ScoringEngine):
         read = size * full * (full + 1) // 2 + (steps - full) * self.config.seq_len
         return _PASSES * int(read.sum())
 
+    def warm_up(self) -> None:
+        """Compile a step behind the first window, forward and backward; no document is read."""
+        shape = (self._lora.documents, self.config.seq_len + 1)
+        rows_RL = torch.zeros(shape, dtype=torch.int64, device=self.tokens_T.device)
+        with torch.enable_grad(), autocast(rows_RL.device, self.config.precision):
+            nats_RS = self._whole_window(self._added, rows_RL, self._lora.step_targets)
+        torch.autograd.backward(nats_RS.sum())
+
     def _score_plainly(self, index: int) -> NDArray[np.float64]:
         return self.peers.score(self.scorer, self._blocks(index))
 
@@ -254,9 +277,22 @@ class PerDocument(ScoringEngine):
             self._score_group(windows.first[group], windows.end[group], windows.start, nats_N)
         nats: NDArray[np.float64] = self.peers.sum_scores(nats_N.double().cpu().numpy())
         if not np.isfinite(nats).all():
-            bad = windows.start + int(np.argmin(np.isfinite(nats))) + 1
-            raise DataError(f"the model's loss is not finite at token {bad} of the stream")
+            self._refuse(windows.start, nats)
         return nats
+
+    def _refuse(self, start: int, nats: NDArray[np.float64]) -> None:
+        """Run what led to the first bad target again, without additions, and name the layer."""
+        bad = int(np.argmin(np.isfinite(nats)))
+        target = start + bad
+        begin = self._is_start[: np.searchsorted(self._is_start, target, side="right")][-1:]
+        first = max([target + 1 - self.config.seq_len, 0, *begin.tolist()])
+        tokens_L = self.tokens_T[first : target + 1].long()
+        with torch.inference_mode(), autocast(tokens_L.device, self.config.precision):
+            reason = why_not_finite(self.model, tokens_L[None])
+        raise DataError(
+            f"the model's loss is {nats[bad]} at token {target + 1} of the stream, expected a "
+            f"finite number: without what its document had learned {reason}"
+        )
 
     def _score_group(
         self, first: NDArray[np.int64], end: NDArray[np.int64], start: int, nats_N: Tensor
@@ -265,7 +301,14 @@ class PerDocument(ScoringEngine):
         first_R = torch.from_numpy(np.pad(first, (0, missing), mode="edge")).to(device)
         end_R = torch.from_numpy(np.pad(end, (0, missing), mode="edge")).to(device)
         rows = DocumentRows(
-            self._added, self._additions, self.tokens_T, first_R, end_R, self.config, self._lora
+            self._added,
+            self._additions,
+            self.tokens_T,
+            first_R,
+            end_R,
+            self.config,
+            self._lora,
+            self._whole_window,
         )
         for step in range(rows.steps):
             scored = rows.score(step)

@@ -55,9 +55,17 @@ class NgramTable:
         )
 
     def keys(self, tokens: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint64]:
-        """Hashes of the contexts of targets ``start .. stop - 1``, ``(stop - start,)``.
+        """Hashes of the contexts of a run of targets.
 
-        A target whose context would begin before the stream has the key 0, which no table holds.
+        Parameters
+        ----------
+        tokens : (T,) int64, the stream; the context of target i ends with token i
+        start, stop : the targets ``start .. stop - 1``
+
+        Returns
+        -------
+        (stop - start,) uint64; 0, which no table holds, where a context would begin before the
+        stream
         """
         hashed = np.full(stop - start, np.uint64(self.order))
         with np.errstate(over="ignore"):
@@ -71,7 +79,17 @@ class NgramTable:
         return hashed
 
     def look_up(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Hint of each context and how sure it is, 0 to ``_PURITIES * _COUNTS - 1``; -1 is none."""
+        """Hint of each context, and how sure it is.
+
+        Parameters
+        ----------
+        keys : (n,) uint64, from `keys`
+
+        Returns
+        -------
+        (n,) int32, token ids; and (n,) int64, 0 to ``_PURITIES * _COUNTS - 1``, -1 where the
+        context is not known and the id means nothing
+        """
         slots = keys >> self._shift
         votes, seen = self._votes[slots], np.maximum(self._seen[slots], 1)
         purity = np.minimum(_PURITIES * votes // seen, _PURITIES - 1)
@@ -80,7 +98,13 @@ class NgramTable:
         return self._tokens[slots], np.where(known, purity * _COUNTS + count, -1)
 
     def add(self, keys: NDArray[np.uint64], following: NDArray[np.int64]) -> None:
-        """Count tokens behind contexts; keys 0 are left out."""
+        """Count tokens behind contexts, all of a scored chunk at once.
+
+        Parameters
+        ----------
+        keys : (n,) uint64, from `keys`; those that are 0 are left out
+        following : (n,) int64, the token behind each context
+        """
         kept = keys != 0
         keys, following = keys[kept], following[kept]
         if not keys.size:

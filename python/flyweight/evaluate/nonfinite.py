@@ -15,12 +15,12 @@ def why_not_finite(model: nn.Module, tokens_BL: Tensor) -> str:
 
     Parameters
     ----------
-    model : not compiled
-    tokens_BL : (B, L) int64, what it failed on
+    model : not compiled, in evaluation mode
+    tokens_BL : (B, L) int64, on its device, what it failed on
 
     Returns
     -------
-    Half a sentence
+    A clause, for the end of a message
     """
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
@@ -36,7 +36,7 @@ def why_not_finite(model: nn.Module, tokens_BL: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return f"what layer {found[0]} gives is not" if found else "what every layer gives is"
+    return f"what layer {found[0]} gives is not" if found else "every layer by itself gives one"
 
 
 def _noting(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:

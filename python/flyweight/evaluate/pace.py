@@ -70,37 +70,50 @@ class Journal:
 
     Parameters
     ----------
-    path : the file; None keeps nothing
+    path : the file
     is_new : begin anew, whatever the file holds
+    writes : whether this process keeps the file, or only reads what is in it at the start
 
     Notes
     -----
     The line of a chunk is on disk before its scores are in the ledger. A line that was torn by a
     kill, or whose chunk did not get into the ledger, is written again.
+
+    Attributes
+    ----------
+    former_seconds : what former lives took, each from `start` to the last chunk that it noted
     """
 
-    def __init__(self, path: Path | None, *, is_new: bool) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, is_new: bool, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
         self._lines: dict[int, dict[str, Any]] = {}
-        if path is None or not path.exists():
-            return
-        if is_new:
-            path.unlink()
+        self.former_seconds = 0.0
+        self.start()
+        if is_new and writes:
+            path.unlink(missing_ok=True)
+        if is_new or not path.exists():
             return
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
                 self._lines[entry["chunk"]] = entry
+                self.former_seconds = max(self.former_seconds, float(entry.get("seconds", 0)))
             except (ValueError, KeyError, TypeError):
                 continue
 
+    def start(self) -> None:
+        """Count the seconds of this life from here."""
+        self._begin = time.perf_counter()
+
     def write(self, chunk: int, **facts: Any) -> None:
         """Note facts of a chunk."""
-        self._lines[chunk] = {"chunk": chunk, **facts}
-        if self._path is None:
+        seconds = self.former_seconds + time.perf_counter() - self._begin
+        self._lines[chunk] = {"chunk": chunk, "seconds": round(seconds, 3), **facts}
+        if not self._writes:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._lines[chunk]) + "\n")
+            # A line before that was torn by a kill ends here.
+            file.write("\n" + json.dumps(self._lines[chunk]) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -32,7 +32,7 @@ def replay_ledger(
     tokens : (tokens,) integers, the stream that it is of
     counter : bytes of each token id, or of each token
     binding : 32 bytes that the ledger must be bound to, see
-        `flyweight.evaluate.ttt.score_binding`; None where model and config are not at hand
+        `flyweight.evaluate.stream.score_binding`; None where model and config are not at hand
     chain : hash over the ledger that was published with the score, hexadecimal; None where there
         was none
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from flyweight.data.byte_counts import ByteSidecar, ByteTable
 from flyweight.data.facts import DataInfo
-from flyweight.data.shards import list_shards, read_shard
+from flyweight.data.info import check_hashes
+from flyweight.data.shards import read_validation
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
@@ -28,18 +29,13 @@ from flyweight.evaluate.stream import StreamResult, score_binding
 from flyweight.evaluate.ttt import score_stream
 from flyweight.train.config import CONTAMINATED
 
-__all__ = ["check_totals", "read_validation", "score_data"]
-
-
-def read_validation(data: DataInfo) -> NDArray[np.uint16]:
-    """All validation tokens of a data folder, shards joined, ``(tokens,)`` uint16."""
-    return np.concatenate([read_shard(path) for path in list_shards(data.folder, "val")])
+__all__ = ["check_totals", "score_data"]
 
 
 def check_totals(
     data: DataInfo, tokens: NDArray[np.uint16], counter: ByteTable | ByteSidecar
 ) -> None:
-    """Count targets and bytes and hold them to the stored facts, before anything is scored.
+    """Hold targets, bytes and hashes to the stored facts, before anything is scored.
 
     Parameters
     ----------
@@ -50,7 +46,8 @@ def check_totals(
     Raises
     ------
     DataError
-        A total is another one, or a token is not in the tokenizer's vocabulary.
+        A total or the hash of a file is another one, or a token is not in the tokenizer's
+        vocabulary.
     """
     try:
         text_bytes = counter.total(np.array_split(tokens, 1 + tokens.size // (1 << 20)))
@@ -65,6 +62,7 @@ def check_totals(
                 f"{data.folder}: val {name} is {found}, data.json says {getattr(data.val, name)}; "
                 "the shards, sidecars or the tokenizer were changed"
             )
+    check_hashes(data.folder, data.val.shards + data.val.byte_counts)
 
 
 def score_data(
@@ -92,14 +90,16 @@ def score_data(
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
     contaminated : the model was trained on this text; the result then says so
-    deadline : seconds that scoring may take, compilation apart; None is no end
+    deadline : seconds that scoring may take, those of killed runs included and compilation apart;
+        None is no end
     peers : the processes that share the work and make the same call; the first one writes
     show_progress : a bar with the running bits per byte on stderr
 
     Returns
     -------
     ``bpb`` with its numerator (``nats``, ``bits``) and denominator (``bytes``), ``targets``,
-    ``seconds`` (of this life only if ``was_resumed``, ``phases`` too), ``coverage``, how many
+    ``seconds`` (if ``was_resumed``, those of killed runs included; ``phases`` are of the last run
+    alone), ``coverage``, how many
     ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
     ``chain`` of the ledger, the ``config``, and a line of ``text``
 
@@ -109,7 +109,7 @@ def score_data(
         Targets or bytes differ from the stored facts of the data, which is seen before the model
         runs; or a token has no finite score.
     """
-    tokens = read_validation(data)
+    tokens = read_validation(data.folder)
     counter = validation_counter(data)
     check_totals(data, tokens, counter)
     binding = score_binding(tokens, config, model_sha256=model_sha256)
@@ -131,7 +131,7 @@ def score_data(
         coverage = ledger.scored / ledger.targets
         if peers is not None:
             check_agreement(ledger, peers.world)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + result.former_seconds
     score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,

@@ -95,6 +95,7 @@ class WindowScorer:
 
         Parameters
         ----------
+        windows : one or more, adjacent
         tilt : of these targets, or of more
 
         Returns
@@ -161,7 +162,8 @@ def target_nats(
 
     Parameters
     ----------
-    rows_BL : (B, L + 1) int64
+    model : maps tokens (B, L) int64 to logits (B, L, V), causal
+    rows_BL : (B, L + 1) int64, what it reads and the last target
     positions : S, how many targets, 1 to L
     hints_BS, tilts_BS : int64 and float32, whose logit is raised and how much
 

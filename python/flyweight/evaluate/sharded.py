@@ -89,6 +89,10 @@ class Together(Alone):
         """The answer of the first process, in each of them."""
         return bool(self.world.agree(float(answer))[0])
 
+    def fewest(self, count: int) -> int:
+        """The smallest count of all processes; devices may hold more or less at once."""
+        return int(self.world.gather(torch.tensor([count])).land().min())
+
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every so many-th item, as many as there are processes."""
         return items[self.world.rank :: self.world.size]
@@ -122,7 +126,17 @@ def gather_in_order(own: NDArray[np.float64], world: World) -> NDArray[np.float6
 
     Parameters
     ----------
-    own : (n,) float64, n may differ
+    own : (n,) float64, n may differ from process to process and be 0
+    world : of which gloo carries them, as they are on the CPU
+
+    Returns
+    -------
+    (sum of all n,) float64
+
+    Raises
+    ------
+    PeerError
+        Another process ended.
     """
     sizes = world.gather(torch.tensor([own.size])).land().tolist()
     padded = torch.zeros(max(sizes), dtype=torch.float64)

@@ -36,6 +36,8 @@ class StreamResult:
     """Chunks that were scored in plain blocks because of a deadline."""
     seconds: dict[str, float]
     """Of this run, by phase: ``compile``, ``score``, ``plain``, ``adapt``."""
+    former_seconds: float
+    """Of earlier runs that were killed, each up to its last chunk, compilation apart."""
     recompilations: int
     """Graphs compiled behind the phase ``compile``; there should be none."""
     chain: str
@@ -53,7 +55,7 @@ def run_engine(
     Parameters
     ----------
     engine : new; one that scored chunks already is refused
-    deadline : seconds that it may take, compilation apart; None is no end
+    deadline : seconds that it may take, earlier runs included and compilation apart; None is no end
     progress : called after each chunk, recorded ones included
 
     Raises
@@ -101,6 +103,7 @@ def run_engine(
         adapted_chunks=learned,
         plain_chunks=plain,
         seconds={"compile": compile_seconds, **pace.seconds},
+        former_seconds=engine.journal.former_seconds,
         recompilations=int(counters["stats"]["unique_graphs"] - graphs),
         chain=ledger.chain,
     )
@@ -119,7 +122,9 @@ def _prepare(
         tokens = engine.scorer.warm_up()
         rate = (time.perf_counter() - probe) / tokens
     seconds = time.perf_counter() - begin
-    return seconds, counters["stats"]["unique_graphs"], Pace(deadline, rate)
+    engine.journal.start()
+    left = None if deadline is None else deadline - engine.journal.former_seconds
+    return seconds, counters["stats"]["unique_graphs"], Pace(left, rate)
 
 
 def _should_learn(

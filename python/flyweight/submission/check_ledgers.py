@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flyweight.data.facts import DataInfo
-from flyweight.data.shards import read_shard
+from flyweight.data.shards import read_validation
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError
 from flyweight.evaluate.replay import replay_ledger
@@ -36,7 +34,7 @@ def replay_scores(
     DataError
         A ledger is missing, unfinished, changed or of another stream, as `replay_ledger`.
     """
-    tokens = np.concatenate([read_shard(data.folder / shard.name) for shard in data.val.shards])
+    tokens = read_validation(data.folder)
     counter = validation_counter(data)
     wrong = []
     for name, recorded in scores.items():

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.data.byte_counts import ByteTable
+from flyweight.data.info import check_hashes
 from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import iter_chunks, read_shard
 from flyweight.data.sidecar import validation_counter
@@ -229,10 +230,11 @@ def _check_clocks(subject: Subject) -> Verdict:
 
 
 def _check_data(subject: Subject) -> Verdict:
-    """No validation document is a training document, by hash of its tokens."""
+    """Validation files have their stored hashes, and no document that training has too."""
     data = subject.data
     if data is None:
         return "WARN", "not checked: no validation data was given"
+    check_hashes(data.folder, data.val.shards + data.val.byte_counts)
     if not data.train.shards:
         return "WARN", "not checked: the folder has no training shards"
     overlap = overlapping_documents(data.folder, data.folder)

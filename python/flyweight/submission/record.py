@@ -167,7 +167,7 @@ def _make_record(
     headline = headline_score(scores)
     best = scores[headline]
     loss = best["nats"] / best["targets"]
-    # The clock of a resumed scoring shows its last life only.
+    # The clock of a resumed scoring does not know what a killed run did behind its last chunk.
     was_resumed = stages["score"]["facts"]["results"][headline]["was_resumed"]
     contaminated = manifest.get("contaminated", False)
     data_seconds = train["seconds"] + stages["hessian"]["seconds"]

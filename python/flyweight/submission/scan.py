@@ -12,14 +12,12 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
+from flyweight.submission.subject import Status
 from flyweight.submission.taint import tainted_backwards
 from flyweight.submission.unpack_script import Source, parse_source
 
-__all__ = ["Finding", "Status", "opened_files", "scan_source"]
-
-Status: TypeAlias = Literal["PASS", "WARN", "FAIL"]
+__all__ = ["Finding", "opened_files", "scan_source"]
 
 _TARGET = re.compile(r"^(tgt|target|targets|tgt_\w+|target_\w+|\w+_tgt|\w+_target|next_tokens?)$")
 _OPENERS = ("open", "fromfile", "load", "memmap", "read_bytes", "read_text", "Path", "from_file")

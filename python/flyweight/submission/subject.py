@@ -153,6 +153,13 @@ class Subject:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file; ``name`` is what messages call it.
+
+    Raises
+    ------
+    DataError
+        It is no JSON, no object, or nested too deeply.
+    """
     try:
         found = json.loads(data)
     except ValueError as error:
