@@ -104,12 +104,13 @@ def _score(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """What the child process does: one protocol."""
     from flyweight.data.info import load_data_info
     from flyweight.evaluate.score import score_data
-    from flyweight.runs import read_model
+    from flyweight.model.checkpoint import load_artifact
+    from flyweight.submission.digest import weights_sha256
     from flyweight.train.distributed import pick_device
     from flyweight.train.losses import fastest_operations
 
-    model, digest = read_model(options.model)
-    model.to(pick_device("auto"))
+    model, tensors = load_artifact(options.model)
+    model.to(pick_device("auto")).eval()
     model.use(fastest_operations(model))
     with tempfile.TemporaryDirectory() as folder:
         found = score_data(
@@ -117,7 +118,7 @@ def _score(options: argparse.Namespace, name: str) -> dict[str, Any]:
             load_data_info(options.data),
             protocols()[name],
             name="score",
-            model_sha256=digest,
+            model_sha256=weights_sha256(tensors),
             folder=Path(folder),
             show_progress=False,
         )

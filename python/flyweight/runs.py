@@ -15,7 +15,6 @@ from flyweight.data.facts import DataInfo
 from flyweight.data.info import load_data_info
 from flyweight.data.overlap import remembered_overlap
 from flyweight.errors import DataError, InvalidArgumentError
-from flyweight.format.container import open as open_fly
 from flyweight.recipes.schema import Recipe
 from flyweight.submission.digest import weights_sha256
 from flyweight.train.config import CONTAMINATED
@@ -137,15 +136,9 @@ def load_checkpoint(run: Run) -> Any:
 
 def load_artifact(run: Run) -> tuple[Any, str]:
     """The model that a .fly file holds, and the digest of its weights."""
-    from flyweight.model.checkpoint import load_weights
-    from flyweight.model.config import ModelConfig
-    from flyweight.model.transformer import Transformer
+    from flyweight.model import checkpoint
 
-    file = open_fly(run.path(MODEL))
-    file.verify()
-    tensors = {name: file[name] for name in file}
-    model = Transformer(ModelConfig.from_fields(file.config()))
-    load_weights(model, tensors, source=str(run.path(MODEL)))
+    model, tensors = checkpoint.load_artifact(run.path(MODEL))
     return model.to(_device(run)).eval(), weights_sha256(tensors)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""A model as one safetensors file: its weights, and its config in the header."""
+"""A model as a safetensors file, whose header has its config, and as an artifact."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from flyweight.errors import DataError
+from flyweight.format.container import open as open_fly
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.typing import AnyArray
 
-__all__ = ["load_model", "load_weights", "save_model"]
+__all__ = ["load_artifact", "load_model", "load_weights", "save_model"]
 
 
 def save_model(
@@ -54,6 +55,24 @@ def load_model(path: str | os.PathLike[str]) -> Transformer:
     model = Transformer(config)
     load_weights(model, arrays, source=os.fspath(path))
     return model
+
+
+def load_artifact(path: str | os.PathLike[str]) -> tuple[Transformer, dict[str, AnyArray]]:
+    """The model that a .fly file holds, on the CPU, and its tensors as they were decoded.
+
+    Raises
+    ------
+    CorruptStreamError
+        The file is damaged, or no .fly file.
+    DataError
+        Its tensors do not fit its config, or a weight is not finite.
+    """
+    file = open_fly(path)
+    file.verify()
+    tensors = {name: file[name] for name in file}
+    model = Transformer(ModelConfig.from_fields(file.config()))
+    load_weights(model, tensors, source=os.fspath(path))
+    return model, tensors
 
 
 @torch.no_grad()
