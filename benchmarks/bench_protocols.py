@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def main() -> None:
     }
     names = list(protocols())
 
-    def measure(name: str, environment: dict[str, str]) -> dict[str, Any]:
+    def measure(name: str, environment: dict[str, str]) -> Callable[[], dict[str, Any]]:
         arguments = [sys.executable, __file__, str(options.model), "--data", str(options.data)]
         done = subprocess.run(
             [*arguments, "--only", name],
@@ -77,9 +78,8 @@ def main() -> None:
             env=environment,
         )
         if done.returncode:
-            return {"failed": done.returncode}
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
+            return lambda: {"failed": done.returncode}
+        return lambda: dict(json.loads(done.stdout.splitlines()[-1]))
 
     for name, found in on_devices(names, options.devices, measure):
         row = {"protocol": name, **found}

@@ -5,29 +5,37 @@
 Each run trains for the given seconds (compilation outside), exports within the recipe's budget of
 bytes, and scores what it exported in sliding windows without further training. The script is pull
 request #585 of openai/parameter-golf in its one-GPU form: 262,144 tokens a step, a warm-down of
-700 steps, a momentum warm-up of 300.
+700 steps, a momentum warm-up of 300. Recipes of published systems, whose schedules are for eight
+GPUs, have that form too: as many tokens, a warm-down over half of the clock, the same warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flyweight.cli.summary import run_facts
 from flyweight.model.parameters import parameter_counts
 from flyweight.recipes.load import load_recipe
+from flyweight.recipes.schema import Recipe
+from flyweight.stages import STAGES, run_stages
 from harness import RESULTS, fingerprint, on_devices, write
 from train_peers import run_script
 
 RECIPES = ("pr578", "pr585", "pr1123", "pr1539", "pr1683", "flyweight")
 SCRIPT = "script of #585"
+ONE_GPU_TOKENS = 262_144
 _ONE_GPU = {
-    "TRAIN_BATCH_TOKENS": "262144",
+    "TRAIN_BATCH_TOKENS": str(ONE_GPU_TOKENS),
     "WARMDOWN_ITERS": "700",
     "MUON_MOMENTUM_WARMUP_STEPS": "300",
     "EVAL_STRIDE": "64",
@@ -37,6 +45,9 @@ _ONE_GPU = {
 
 def main() -> None:
     options = _parse()
+    if options.ours:
+        print(json.dumps(_run(options)))
+        return
     import torch
 
     record: dict[str, Any] = {
@@ -51,11 +62,22 @@ def main() -> None:
         record["rows"] = json.loads(options.into.read_text(encoding="utf-8"))["rows"]
     jobs = [*options.recipes, *([SCRIPT] if options.script else [])]
 
-    def measure(job: str, environment: dict[str, str]) -> dict[str, Any]:
-        run = _script if job == SCRIPT else _recipe
-        row = {"system": job, "max_seconds": options.max_seconds}
+    def measure(job: str, environment: dict[str, str]) -> Callable[[], dict[str, Any]]:
         commit = record["fingerprint"]["commit"]  # rows of a record may come from several
-        return {**row, "commit": commit, **run(options, job, environment)}
+        row = {"system": job, "max_seconds": options.max_seconds, "commit": commit}
+        if job == SCRIPT:
+            found = _script(options, environment)
+            return lambda: {**row, **found}
+        folder = Path(tempfile.mkdtemp())
+        failed = _recipe(options, job, folder, "train", environment)
+
+        def finish() -> dict[str, Any]:
+            try:
+                return row | (failed or _recipe(options, job, folder, options.until, environment))
+            finally:
+                shutil.rmtree(folder)
+
+        return finish
 
     for job, row in on_devices(jobs, options.devices, measure):
         same = (job, options.max_seconds)
@@ -76,30 +98,52 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a whole run")
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a run on each")
     parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
-    parser.add_argument("--until", default="audit", help="last stage of a recipe")
+    parser.add_argument("--until", choices=STAGES, default="audit", help="bundle spares the audit")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _recipe(options: argparse.Namespace, name: str, environment: dict[str, str]) -> dict[str, Any]:
-    recipe = load_recipe(name)
-    data = options.data8192 if recipe.model.vocab_size == 8192 else options.data1024
-    with tempfile.TemporaryDirectory() as out:
-        arguments = [sys.executable, "-m", "flyweight", "run", name, "--json"]
-        arguments += ["--until", options.until]
-        arguments += ["--data", str(data), "--out", out, "--max-seconds", str(options.max_seconds)]
-        done = subprocess.run(
-            arguments,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=options.limit,
-        )
-    if not done.stdout:
+def _recipe(
+    options: argparse.Namespace, name: str, folder: Path, until: str, environment: dict[str, str]
+) -> dict[str, Any]:
+    """Stages of a recipe in a process of their own; nothing where only training was wanted."""
+    arguments = [sys.executable, __file__, "--ours", name, "--run", str(folder), "--until", until]
+    arguments += ["--max-seconds", str(options.max_seconds)]
+    for data in ("data1024", "data8192"):
+        if getattr(options, data):
+            arguments += [f"--{data}", str(getattr(options, data))]
+    done = subprocess.run(
+        arguments,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=options.limit,
+    )
+    if done.returncode:
         return {"failed": done.returncode}
-    found = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    """What the child process does."""
+    recipe = for_one_gpu(load_recipe(options.ours))
+    recipe = dataclasses.replace(recipe, score=dataclasses.replace(recipe.score, ttt=None))
+    run = run_stages(
+        recipe,
+        out=options.run,
+        data=options.data8192 if recipe.model.vocab_size == 8192 else options.data1024,
+        max_seconds=options.max_seconds,
+        stages=STAGES[: STAGES.index(options.until) + 1],
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if options.until == "train":
+        return {}
+    found = run_facts(run)
     return {
         "parameters": sum(parameter_counts(recipe.model).values()),
         "tokens": found["train"]["tokens"],
@@ -112,7 +156,24 @@ def _recipe(options: argparse.Namespace, name: str, environment: dict[str, str])
     }
 
 
-def _script(options: argparse.Namespace, name: str, environment: dict[str, str]) -> dict[str, Any]:
+def for_one_gpu(recipe: Recipe) -> Recipe:
+    """A recipe with the schedule of one GPU, if it has that of eight."""
+    train = recipe.train
+    tokens = train.batch_sequences * recipe.model.seq_len
+    if tokens <= ONE_GPU_TOKENS:
+        return recipe
+    train = dataclasses.replace(
+        train,
+        batch_sequences=ONE_GPU_TOKENS // recipe.model.seq_len,
+        accumulation_steps=2,
+        warmdown_steps=0,
+        warmdown_fraction=0.5,
+        optim=dataclasses.replace(train.optim, momentum_warmup_steps=300),
+    )
+    return dataclasses.replace(recipe, train=train)
+
+
+def _script(options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
     started = time.perf_counter()
     clock = {"MAX_WALLCLOCK_SECONDS": str(options.max_seconds)}
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +190,7 @@ def _script(options: argparse.Namespace, name: str, environment: dict[str, str])
         return {"failed": True, "tail": found.tail}
     steps = max(found.losses)
     return {
-        "tokens": steps * int(_ONE_GPU["TRAIN_BATCH_TOKENS"]),
+        "tokens": steps * ONE_GPU_TOKENS,
         "steps": steps,
         "artifact_bytes": found.artifact_bytes,
         "bpb": {"sliding": found.sliding_bpb},

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def main() -> None:
     jobs = [(kind, s) for kind in options.kinds for s in options.systems]
     jobs = [(kind, s) for kind, s in jobs if kind == "speed" or s in WITH_LOSS]
 
-    def measure(job: tuple[str, str], environment: dict[str, str]) -> dict[str, Any]:
+    def measure(job: tuple[str, str], environment: dict[str, str]) -> Callable[[], dict[str, Any]]:
         """Both sides on the same GPU: one after the other for speed, side by side for losses."""
         kind, system = job
         commit = record["fingerprint"]["commit"]  # rows of a record may come from several
@@ -69,7 +70,7 @@ def main() -> None:
 
         with ThreadPoolExecutor(1 if kind == "speed" else 2) as pool:
             list(pool.map(run, sides))
-        return row
+        return lambda: row
 
     for (kind, system), row in on_devices(jobs, options.devices, measure):
         rows = [old for old in record[kind] if old["system"] != system]

@@ -81,13 +81,16 @@ def interleave(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def on_devices(
-    jobs: Sequence[Job], devices: Sequence[str], work: Callable[[Job, dict[str, str]], Done]
+    jobs: Sequence[Job],
+    devices: Sequence[str],
+    work: Callable[[Job, dict[str, str]], Callable[[], Done]],
 ) -> Iterator[tuple[Job, Done]]:
     """Jobs as they end, one at a time on each GPU; one that raises is shown and left out.
 
     Parameters
     ----------
-    work : does a job, whose processes get the environment that it is called with
+    work : does what is timed, in processes that get the environment that it is called with; what
+        it returns does the rest, while the next job begins
     """
     free: queue.Queue[str] = queue.Queue()
     for device in devices:
@@ -96,11 +99,12 @@ def on_devices(
     def run(job: Job) -> Done:
         device = free.get()
         try:
-            return work(job, {**os.environ, "CUDA_VISIBLE_DEVICES": device})
+            rest = work(job, {**os.environ, "CUDA_VISIBLE_DEVICES": device})
         finally:
             free.put(device)
+        return rest()
 
-    with ThreadPoolExecutor(len(devices)) as pool:
+    with ThreadPoolExecutor(2 * len(devices)) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in as_completed(futures):
             if error := future.exception():

@@ -9,16 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reach import (
-    Goal,
-    bitpack_goals,
-    fit_goals,
-    goals,
-    gptq_goals,
-    score_goals,
-    submit_goals,
-    train_goals,
-)
+import report_models
+from reach import bitpack_goals, fit_goals, goals, gptq_goals
+from report_tables import goal_table, table
 
 __all__ = ["page"]
 
@@ -61,9 +54,9 @@ def _codec(record: Record) -> Iterable[str]:
         absent = ", ".join(f"{each['name']} ({each['why']})" for each in record["absent"])
         yield f"Absent: {absent}.\n"
     yield "### What was to be reached\n"
-    yield _goal_table(goals(record))
+    yield goal_table(goals(record))
     yield "### Streams\n"
-    yield _table(
+    yield table(
         ("stream", "what", "tensors", "symbols", "order-0 bits"),
         [
             (
@@ -95,7 +88,7 @@ def _bitpack(record: Record) -> Iterable[str]:
     """Bit-packing on one machine; a row a task, a column a size."""
     yield f"## Bit-packing on {record['fingerprint']['cpu']['name']}\n"
     yield _provenance(record)
-    yield _goal_table(bitpack_goals(record))
+    yield goal_table(bitpack_goals(record))
     yield (
         "Millions of codes a second on one thread, and the share of memcpy, or of memset for "
         "float32 output; task / bits / by whom:\n"
@@ -112,7 +105,7 @@ def _bitpack(record: Record) -> Iterable[str]:
 
     tasks = dict.fromkeys(task for size in sizes for task in size["results"])
     rows = [(task, *(cell(size, task) for size in sizes)) for task in tasks]
-    yield _table(("task", *(f"{size['name']} codes" for size in sizes)), rows)
+    yield table(("task", *(f"{size['name']} codes" for size in sizes)), rows)
 
 
 def _gptq(record: Record) -> Iterable[str]:
@@ -123,7 +116,7 @@ def _gptq(record: Record) -> Iterable[str]:
     absent = {f"{each['name']} ({each['why']})" for each in matrices[0]["absent"]}
     if absent:
         yield f"Absent: {', '.join(sorted(absent))}.\n"
-    yield _goal_table(gptq_goals(record))
+    yield goal_table(gptq_goals(record))
     yield (
         "Milliseconds of processor time (of wall time for two threads) and times the floor: "
         f"{record['settings']['floor']}, in the same rounds. Rows by columns:\n"
@@ -139,7 +132,7 @@ def _gptq(record: Record) -> Iterable[str]:
 
     names = dict.fromkeys(name for matrix in matrices for name in matrix["results"])
     rows = [(name, *(cell(matrix, name) for matrix in matrices)) for name in names]
-    yield _table(("what", *(matrix["name"] for matrix in matrices)), rows)
+    yield table(("what", *(matrix["name"] for matrix in matrices)), rows)
 
 
 def _fit(record: Record) -> Iterable[str]:
@@ -154,8 +147,8 @@ def _fit(record: Record) -> Iterable[str]:
         f"Plain blocks of {settings['targets']:,} targets, {settings['text_bytes']:,} bytes; the "
         f"float weights have {record['float_bpb']:.5f} bits per byte. The tax is what is added.\n"
     )
-    yield _goal_table(fit_goals(record))
-    yield _table(
+    yield goal_table(fit_goals(record))
+    yield table(
         ("export", "bytes", "tax, bpb", "predicted", "seconds"),
         [
             (
@@ -179,7 +172,7 @@ def _minilm(record: Record) -> Iterable[str]:
         f"the embeddings of {settings['sentences']} texts of at most {settings['max_tokens']} "
         "tokens before and after; similarities are dot products of pairs of texts.\n"
     )
-    yield _table(
+    yield table(
         ("file", "bytes", "below the budget", "1 - cosine", "worst", "error of similarities"),
         [
             (
@@ -193,11 +186,6 @@ def _minilm(record: Record) -> Iterable[str]:
             for row in record["rows"]
         ],
     )
-
-
-def _goal_table(found: Iterable[Goal]) -> str:
-    rows = [(goal.words, goal.wanted, goal.found, goal.verdict) for goal in found]
-    return _table(("goal", "wanted", "found", ""), rows)
 
 
 def _provenance(record: Record) -> str:
@@ -227,7 +215,7 @@ def _by_coder(
                     continue
                 found.setdefault(entry["name"], {})[stream["name"]] = cell(entry)
     rows = [(coder, *(cells.get(name, "") for name in names)) for coder, cells in found.items()]
-    return _table(("coder", *names), rows)
+    return table(("coder", *names), rows)
 
 
 def _size(entry: Record) -> str:
@@ -266,114 +254,11 @@ def _artifact(entries: Sequence[Record]) -> str:
         )
         for entry in entries
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _digits(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    cells = [[str(value).replace("|", "\\|") for value in row] for row in rows]
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _train(record: Record) -> Iterable[str]:
-    """Recipes beside published scripts."""
-    settings = record["settings"]
-    yield f"## Training beside the published scripts on one {settings['device']}\n"
-    yield (
-        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
-        f"{settings['torch']}; both sides by torch's attention, each in a process of its own. "
-        f"Speed over {settings['steps'] - settings['first_timed']} steps at the recipe's batch, "
-        "compilation outside; losses are means over 20 steps of 262,144 tokens.\n"
-    )
-    yield _goal_table(train_goals(record))
-    losses = {row["system"]: row for row in record["loss"]}
-    header = ("recipe", "tokens/s", "of the script", "ratio", "GiB", "of the script")
-    header += ("s to compile", "recompilations", "loss at 200, 500", "of the script")
-    rows = [_train_row(row, losses.get(row["system"], {})) for row in record["speed"]]
-    yield _table(header, rows)
-
-
-def _train_row(row: Record, losses: Record) -> list[str]:
-    ours, theirs = row["ours"], row.get("theirs", {})
-    speeds = [side.get("tokens_per_second", 0.0) for side in (ours, theirs)]
-    ratio = f"{speeds[0] / speeds[1]:.2f}x" if all(speeds) else ""
-    peaks = [side.get("peak_bytes") or 0 for side in (ours, theirs)]
-    memory = [f"{peak / 2**30:.1f}" if peak else "" for peak in peaks]
-    at = [losses.get(side, {}).get("loss_at", {}).values() for side in ("ours", "theirs")]
-    return [
-        row["system"],
-        *(f"{speed:,.0f}" if speed else "" for speed in speeds),
-        ratio,
-        *memory,
-        f"{ours['compile_seconds']:.0f}" if "compile_seconds" in ours else "failed",
-        str(ours.get("recompilations", "")),
-        *(", ".join(f"{loss:.4f}" for loss in values) for values in at),
-    ]
-
-
-def _submit(record: Record) -> Iterable[str]:
-    """From training to the scored artifact."""
-    settings = record["settings"]
-    yield f"## Submissions end to end on one {settings['device']}\n"
-    yield (
-        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
-        f"{settings['torch']}; trained under the clock, exported, and scored in sliding windows "
-        "without further training. Recipes slide by their published strides.\n"
-    )
-    yield _goal_table(submit_goals(record))
-    header = ("system", "clock, s", "parameters", "steps", "tokens", "bytes", "float bpb")
-    header += ("artifact", "sliding", "s to compile")
-    yield _table(header, [_submit_row(row) for row in record["rows"]])
-
-
-def _submit_row(row: Record) -> list[str]:
-    name, clock = row["system"], f"{row['max_seconds']:.0f}"
-    if "bpb" not in row:
-        return [name, clock, "failed", *[""] * 7]
-    bpb = [row["bpb"].get(key) for key in ("float", "quantized", "sliding")]
-    return [
-        name,
-        clock,
-        f"{row['parameters']:,}" if "parameters" in row else "",
-        f"{row['steps']:,}",
-        f"{row['tokens']:,}",
-        f"{row['artifact_bytes']:,}",
-        *(f"{value:.4f}" if value is not None else "" for value in bpb),
-        f"{row['compile_seconds']:.0f}" if "compile_seconds" in row else "",
-    ]
-
-
-def _score(record: Record) -> Iterable[str]:
-    """Scoring beside published evaluation code."""
-    settings = record["settings"]
-    yield f"## Scoring beside the published evaluation code on one {settings['device']}\n"
-    yield (
-        f"Taken on {record['date']} at commit {record['fingerprint']['commit']}, torch "
-        f"{settings['torch']}; {settings['targets']:,} targets, the same model, weights, tokens "
-        "and stride on both sides, compilation outside. The scripts score the last targets of "
-        "the text several times, which is in their nats.\n"
-    )
-    yield _goal_table(score_goals(record))
-    header = ("case", "targets/s", "of the script", "ratio", "nats per token above it")
-    header += ("s to compile", "recompilations")
-    yield _table(header, [_score_row(row) for row in record["rows"]])
-
-
-def _score_row(row: Record) -> list[str]:
-    theirs = row.get("theirs")
-    return [
-        row["case"],
-        f"{row['ours']['targets_per_second']:,.0f}",
-        f"{theirs['targets_per_second']:,.0f}" if theirs else "",
-        f"{row['ratio']:.2f}x" if theirs else "",
-        f"{row['nats_above']:+.4f}" if theirs else "",
-        f"{row['ours']['phases']['compile']:.0f}",
-        str(row["ours"]["recompilations"]),
-    ]
 
 
 TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
@@ -382,9 +267,10 @@ TOPICS: dict[str, Callable[[Record], Iterable[str]]] = {
     "fit": _fit,
     "fit-minilm": _minilm,
     "gptq": _gptq,
-    "score": _score,
-    "submit": _submit,
-    "train": _train,
+    "protocols": report_models.protocols,
+    "score": report_models.score,
+    "submit": report_models.submit,
+    "train": report_models.train,
 }
 """Sections by topic, the first part of a record's name."""
 

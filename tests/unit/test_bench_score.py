@@ -132,5 +132,5 @@ def test_goals_of_scoring(bench: Any) -> None:
     }
     goals = importlib.import_module("reach").score_goals(record)
     assert [goal.verdict for goal in goals] == ["reached", "missed", "open", "reached"]
-    page = "\n".join(importlib.import_module("report")._score(record))
+    page = "\n".join(importlib.import_module("report_models").score(record))
     assert "| pr585 | 10,000 | 4,000 | 2.50x | +0.0010 | 40 | 0 |" in page

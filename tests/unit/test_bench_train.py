@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,10 +80,10 @@ def test_a_script_that_exports_is_read_to_its_score(module: Any, tmp_path: Path)
 
 
 def test_devices_work_side_by_side_and_a_failure_takes_nothing_with_it(module: Any) -> None:
-    def work(job: int, environment: dict[str, str]) -> str:
+    def work(job: int, environment: dict[str, str]) -> Callable[[], str]:
         if job == 2:
             raise ValueError("broken")
-        return environment["CUDA_VISIBLE_DEVICES"]
+        return lambda: environment["CUDA_VISIBLE_DEVICES"]
 
     found = dict(module("harness").on_devices([1, 2, 3, 4], ["5", "7"], work))
     assert found.keys() == {1, 3, 4}
@@ -120,7 +120,7 @@ def test_goals_compare_what_both_have(module: Any) -> None:
     assert (speed.found, speed.verdict) == ("1.20x (pr585)", "missed")
     assert (memory.found, memory.verdict) == ("0.88x (pr585)", "reached")
     assert (loss.found, loss.verdict) == ("+0.0400 (pr585, step 500)", "missed")
-    page = "\n".join(module("report")._train(record))
+    page = "\n".join(module("report_models").train(record))
     assert "| pr585 | 1,200,000 | 1,000,000 | 1.20x | 23.0 | 26.0 | 41 | 0 |" in page
     assert "| pr1123 |  |  |  |  |  | failed |" in page
 
@@ -147,8 +147,18 @@ def test_submissions_are_held_against_script_and_recipes(module: Any) -> None:
     assert (script.found, script.verdict) == ("0.0700 (script of #585)", "reached")
     assert (recipes.found, recipes.verdict) == ("0.0100 (pr578)", "reached")
     assert size.verdict == "reached"
-    page = "\n".join(module("report")._submit(record))
+    page = "\n".join(module("report_models").submit(record))
     assert (
         "| flyweight | 240 |  | 900 | 9,000,000 | 15,999,990 | 1.5000 | 1.6000 | 1.5200 |" in page
     )
     assert "| pr1539 | 180 | failed |" in page
+
+
+def test_schedules_for_eight_gpus_become_those_of_one(module: Any) -> None:
+    load_recipe = importlib.import_module("flyweight.recipes.load").load_recipe
+    for_one_gpu = module("bench_submit").for_one_gpu
+    found = for_one_gpu(load_recipe("pr1123"))
+    assert found.train.batch_sequences * found.model.seq_len == 262_144
+    assert (found.train.warmdown_fraction, found.train.optim.momentum_warmup_steps) == (0.5, 300)
+    ours = load_recipe("flyweight")
+    assert for_one_gpu(ours) == ours
