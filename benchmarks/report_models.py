@@ -65,8 +65,8 @@ def submit(record: Record) -> Iterable[str]:
     yield f"## Submissions end to end on one {settings['device']}\n"
     yield (
         f"{_taken(record, 'rows')}; trained under the clock, exported, and scored in sliding "
-        "windows without further training. Recipes slide by their published strides, and have the schedule "
-        "of one GPU: 262,144 tokens a step, a warm-down over half of the clock.\n"
+        "windows without further training. Recipes slide by their published strides, and have the "
+        "schedule of one GPU: 262,144 tokens a step, a warm-down over half of the clock.\n"
     )
     yield goal_table(submit_goals(record))
     header = ("system", "clock, s", "parameters", "steps", "tokens", "bytes", "float bpb")
@@ -97,8 +97,8 @@ def score(record: Record) -> Iterable[str]:
     yield f"## Scoring beside the published evaluation code on one {settings['device']}\n"
     yield (
         f"{_taken(record, 'rows')}; {settings['targets']:,} targets, the same model, weights, "
-        "tokens and stride on both sides, compilation outside. The scripts score the last targets of "
-        "the text several times, which is in their nats.\n"
+        "tokens and stride on both sides, compilation outside. The scripts score the last targets "
+        "of the text several times, which is in their nats.\n"
     )
     yield goal_table(score_goals(record))
     header = ("case", "targets/s", "of the script", "ratio", "nats per token above it")
@@ -125,8 +125,8 @@ def protocols(record: Record) -> Iterable[str]:
     yield f"## Ways of scoring on one {settings['device']}\n"
     yield (
         f"{_taken(record, 'rows')}: an artifact of {settings['model_bytes']:,} bytes, windows of "
-        f"2,048 tokens that add {settings['stride']}; the gain is on sliding windows without training. "
-        "Seconds are without compilation.\n"
+        f"2,048 tokens that add {settings['stride']}; the gain is on sliding windows without "
+        "training. Seconds are without compilation.\n"
     )
     base = next((r["bpb"] for r in record["rows"] if r["protocol"] == "sliding"), None)
     header = ("protocol", "bits per byte", "gain", "seconds", "coverage", "chunks learned from")
