@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
@@ -162,3 +163,32 @@ def test_schedules_for_eight_gpus_become_those_of_one(module: Any) -> None:
     assert (found.train.warmdown_fraction, found.train.optim.momentum_warmup_steps) == (0.5, 300)
     ours = load_recipe("flyweight")
     assert for_one_gpu(ours) == ours
+
+
+def test_records_grow_over_calls(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = module("bench_train")
+    (tmp_path / "pr585.py").write_text("")
+    monkeypatch.setattr(bench, "_ours", lambda *_: {"side": "ours"})
+    monkeypatch.setattr(bench, "_theirs", lambda *_: {"side": "theirs"})
+    common = ["--scripts", str(tmp_path), "--out", str(tmp_path), "--commit"]
+
+    def call(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["bench_train.py", *arguments])
+        bench.main()
+        found: dict[str, Any] = json.loads(next(tmp_path.glob("train_*.json")).read_text())
+        return found
+
+    first = call("--systems", "pr585", *common, "abc")
+    assert first["speed"] == [
+        {"system": "pr585", "commit": "abc", "ours": {"side": "ours"}, "theirs": {"side": "theirs"}}
+    ]
+    into = ["--into", str(next(tmp_path.glob("train_*.json")))]
+    kinds = ["--kinds", "speed", "loss", "--devices", "0", "1"]
+    second = call("--systems", "pr578", "pr585", *kinds, *into, *common, "def")
+    assert [(r["system"], r["commit"], "theirs" in r) for r in second["speed"]] == [
+        ("pr578", "def", False),
+        ("pr585", "def", True),
+    ]
+    assert [r["system"] for r in second["loss"]] == ["pr585"]
