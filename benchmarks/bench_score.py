@@ -27,6 +27,7 @@ from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger
 from flyweight.evaluate.ttt import score_stream
 from flyweight.interop import read_safetensors
+from flyweight.model.checkpoint import load_artifact
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.recipes.load import load_recipe
@@ -64,7 +65,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pr585", type=Path, help="that system's train_gpt.py")
     parser.add_argument("--pr1683", type=Path, help="that system's train_gpt.py")
     parser.add_argument("--data", type=Path, help="folder of shards; without it tokens are drawn")
-    parser.add_argument("--checkpoint585", type=Path, help="safetensors for the model of #585")
+    parser.add_argument("--checkpoint585", type=Path, help="safetensors or .fly, of the model of #585")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--targets", type=int, default=4 * 131_072, help="scored by each side")
     parser.add_argument("--short", type=int, default=131_072, help="taken off for sliding windows")
@@ -106,6 +107,8 @@ def measure(
 def build(config: ModelConfig, checkpoint: Path | None) -> Transformer:
     """The model, with weights from a file or random ones that make no layer idle."""
     model = Transformer(config)
+    if checkpoint is not None and checkpoint.suffix == ".fly":
+        return load_artifact(checkpoint)[0].eval()
     if checkpoint is not None:
         arrays, _ = read_safetensors(checkpoint)
         model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
