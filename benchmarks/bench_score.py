@@ -65,7 +65,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pr585", type=Path, help="that system's train_gpt.py")
     parser.add_argument("--pr1683", type=Path, help="that system's train_gpt.py")
     parser.add_argument("--data", type=Path, help="folder of shards; without it tokens are drawn")
-    parser.add_argument("--checkpoint585", type=Path, help="safetensors or .fly, of the model of #585")
+    parser.add_argument("--checkpoint585", type=Path, help="weights of #585: safetensors or .fly")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--targets", type=int, default=4 * 131_072, help="scored by each side")
     parser.add_argument("--short", type=int, default=131_072, help="taken off for sliding windows")
