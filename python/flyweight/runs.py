@@ -115,7 +115,7 @@ def prepare_data(
     if info.vocab_size != recipe.data.vocab_size:
         raise DataError(
             f"{info.folder}: its tokenizer has {info.vocab_size} ids, recipe {recipe.name} is for "
-            f"{recipe.data.vocab_size}"
+            f"{recipe.data.vocab_size}; build it with as many, or set both vocab_size in a copy"
         )
     return info
 

@@ -113,7 +113,8 @@ def test_documents_without_a_token_are_left_out(tmp_path):
 
 
 def test_an_empty_split_is_refused(tmp_path):
-    corpus = FileCorpus([write_texts(tmp_path, TEXTS[:1])])
+    blank, val = write_texts(tmp_path, [" "], "blank"), write_texts(tmp_path, TEXTS[:1])
+    corpus = FileCorpus([blank], [val])
     with pytest.raises(DataError, match="train split"):
         build_data(corpus, tmp_path / "data", tokenizer=write_model(tmp_path))
 

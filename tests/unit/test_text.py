@@ -55,6 +55,14 @@ def test_sources_that_are_none(tmp_path):
         expand_sources([tmp_path])
 
 
+def test_one_document_cannot_be_both_splits(tmp_path):
+    (tmp_path / "input.txt").write_text("All of it in one file.")
+    corpus = FileCorpus([tmp_path / "input.txt"])
+    for split in ("val", "train"):
+        with pytest.raises(DataError, match=r"input.txt: its only document is held out"):
+            corpus.documents(split)
+
+
 @pytest.mark.parametrize(("val_bytes", "held_out"), [(1, 1), (4, 1), (8, 2), (11, 2), (12, 3)])
 def test_the_last_documents_are_held_out(tmp_path, val_bytes, held_out):
     path = tmp_path / "a.jsonl"

@@ -188,8 +188,10 @@ def _train(sources: tuple[Path, ...], out: Path, vocab_size: int) -> Tokenizer:
 
 def _report_info(info: DataInfo, more: dict[str, Any], *, as_json: bool) -> None:
     facts = {"folder": str(info.folder), **info.to_json(), **more}
+    asked = info.source.get("tokenizer", {}).get("vocab_size", info.vocab_size)
+    fewer = "" if asked == info.vocab_size else f" ({asked} asked for: the text has no more pieces)"
     lines = [
-        f"{info.folder}: {info.vocab_size} ids, source {info.source.get('kind')!r}",
+        f"{info.folder}: {info.vocab_size} ids{fewer}, source {info.source.get('kind')!r}",
         _describe("train", info.train),
         _describe("val", info.val),
     ]

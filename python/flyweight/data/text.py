@@ -85,12 +85,23 @@ class FileCorpus:
         return not self._val
 
     def documents(self, split: Split) -> Iterator[Document]:
-        """Documents of one split in the order of the sources; blank ones are left out."""
+        """Documents of one split in the order of the sources; blank ones are left out.
+
+        Raises
+        ------
+        DataError
+            A source is malformed, or has one document alone, which cannot be in both splits.
+        """
         if self._val:
             return iter_documents(self._val if split == "val" else self._train)
         if self._held_out is None:
             self._held_out = _last_documents(iter_documents(self._train), self._val_bytes)
         before, held_out = self._held_out
+        if len(held_out) == 1 and not before:
+            raise DataError(
+                f"{self._train[0]}: its only document is held out for validation; name more text, "
+                "or validation text of its own (a .txt file is one document)"
+            )
         return iter(held_out) if split == "val" else islice(iter_documents(self._train), before)
 
     def describe(self) -> dict[str, Any]:
