@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,21 +97,34 @@ def on_devices(
     for device in devices:
         free.put(device)
 
-    def run(job: Job) -> Done:
+    def run(job: Job) -> Future[Done]:
         device = free.get()
         try:
             rest = work(job, {**os.environ, "CUDA_VISIBLE_DEVICES": device})
         finally:
             free.put(device)
-        return rest()
+        return behind.submit(rest)
 
-    with ThreadPoolExecutor(2 * len(devices)) as pool:
-        futures = {pool.submit(run, job): job for job in jobs}
-        for future in as_completed(futures):
+    ended: queue.Queue[tuple[Job, Future[Any]]] = queue.Queue()
+    with ThreadPoolExecutor(len(devices)) as first, ThreadPoolExecutor(len(jobs) or 1) as behind:
+        for job in jobs:
+            first.submit(run, job).add_done_callback(partial(_pass_on, job, ended))
+        for _ in jobs:
+            job, future = ended.get()
             if error := future.exception():
-                print(f"{futures[future]}: {error!r}", file=sys.stderr, flush=True)
+                print(f"{job}: {error!r}", file=sys.stderr, flush=True)
             else:
-                yield futures[future], future.result()
+                yield job, future.result()
+
+
+def _pass_on(
+    job: Job, ended: queue.Queue[tuple[Job, Future[Any]]], first: Future[Future[Any]]
+) -> None:
+    """Let a job end with what is behind its work, or with its work where that failed."""
+    if first.exception():
+        ended.put((job, first))
+    else:
+        first.result().add_done_callback(lambda future: ended.put((job, future)))
 
 
 def summary(samples: Sequence[Sample], symbols: int) -> dict[str, Any]:

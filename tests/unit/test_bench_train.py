@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,14 +82,38 @@ def test_a_script_that_exports_is_read_to_its_score(module: Any, tmp_path: Path)
 
 
 def test_devices_work_side_by_side_and_a_failure_takes_nothing_with_it(module: Any) -> None:
+    begun: list[int] = []
+
     def work(job: int, environment: dict[str, str]) -> Callable[[], str]:
+        begun.append(job)
         if job == 2:
             raise ValueError("broken")
-        return lambda: environment["CUDA_VISIBLE_DEVICES"]
 
-    found = dict(module("harness").on_devices([1, 2, 3, 4], ["5", "7"], work))
-    assert found.keys() == {1, 3, 4}
+        def rest() -> str:
+            if job == 3:
+                raise ValueError("broken behind")
+            return environment["CUDA_VISIBLE_DEVICES"]
+
+        return rest
+
+    found = dict(module("harness").on_devices([1, 2, 3, 4, 5], ["5", "7"], work))
+    assert found.keys() == {1, 4, 5}
     assert set(found.values()) <= {"5", "7"}
+    assert dict(module("harness").on_devices([1, 4, 5], ["3"], work)) == dict.fromkeys(
+        (1, 4, 5), "3"
+    )
+    assert begun[-3:] == [1, 4, 5]
+
+
+def test_the_rest_of_a_job_runs_beside_the_next_one(module: Any) -> None:
+    second_began = threading.Event()
+
+    def work(job: int, environment: dict[str, str]) -> Callable[[], bool]:
+        if job == 2:
+            second_began.set()
+        return lambda: second_began.wait(30)
+
+    assert dict(module("harness").on_devices([1, 2], ["0"], work)) == {1: True, 2: True}
 
 
 def test_goals_compare_what_both_have(module: Any) -> None:
