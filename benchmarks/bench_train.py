@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from flyweight.model.parameters import parameter_counts
 from flyweight.recipes.load import load_recipe
 from harness import RESULTS, fingerprint, on_devices, write
 from train_peers import SETTINGS, PeerRun, run_script
@@ -59,7 +60,8 @@ def main() -> None:
         """Both sides on the same GPU: one after the other for speed, side by side for losses."""
         kind, system = job
         commit = record["fingerprint"]["commit"]  # rows of a record may come from several
-        row: dict[str, Any] = {"system": system, "commit": commit}
+        parameters = sum(parameter_counts(load_recipe(system).model).values())
+        row: dict[str, Any] = {"system": system, "commit": commit, "parameters": parameters}
         sides = {"ours": _ours}
         if _script(options, system).exists() and system in SETTINGS:
             sides["theirs"] = _theirs

@@ -35,7 +35,7 @@ def train(record: Record) -> Iterable[str]:
     )
     yield goal_table(train_goals(record))
     losses = {row["system"]: row for row in record["loss"]}
-    header = ("recipe", "tokens/s", "of the script", "ratio", "GiB", "of the script")
+    header = ("recipe", "parameters", "tokens/s", "of the script", "ratio", "GiB", "of the script")
     header += ("s to compile", "recompilations", "loss at 200, 500", "of the script")
     rows = [_train_row(row, losses.get(row["system"], {})) for row in record["speed"]]
     yield table(header, rows)
@@ -50,6 +50,7 @@ def _train_row(row: Record, losses: Record) -> list[str]:
     at = [losses.get(side, {}).get("loss_at", {}).values() for side in ("ours", "theirs")]
     return [
         row["system"],
+        f"{row['parameters']:,}" if "parameters" in row else "",
         *(f"{speed:,.0f}" if speed else "" for speed in speeds),
         ratio,
         *memory,

@@ -124,6 +124,7 @@ def test_goals_compare_what_both_have(module: Any) -> None:
         "speed": [
             {
                 "system": "pr585",
+                "parameters": 33_580_124,
                 "ours": {
                     "tokens_per_second": 1.2e6,
                     "peak_bytes": 23 << 30,
@@ -147,8 +148,8 @@ def test_goals_compare_what_both_have(module: Any) -> None:
     assert (memory.found, memory.verdict) == ("0.88x (pr585)", "reached")
     assert (loss.found, loss.verdict) == ("+0.0400 (pr585, step 500)", "missed")
     page = "\n".join(module("report_models").train(record))
-    assert "| pr585 | 1,200,000 | 1,000,000 | 1.20x | 23.0 | 26.0 | 41 | 0 |" in page
-    assert "| pr1123 |  |  |  |  |  | failed |" in page
+    assert "| pr585 | 33,580,124 | 1,200,000 | 1,000,000 | 1.20x | 23.0 | 26.0 | 41 | 0 |" in page
+    assert "| pr1123 |  |  |  |  |  |  | failed |" in page
 
 
 def test_submissions_are_held_against_script_and_recipes(module: Any) -> None:
@@ -207,7 +208,13 @@ def test_records_grow_over_calls(
 
     first = call("--systems", "pr585", *common, "abc")
     assert first["speed"] == [
-        {"system": "pr585", "commit": "abc", "ours": {"side": "ours"}, "theirs": {"side": "theirs"}}
+        {
+            "system": "pr585",
+            "commit": "abc",
+            "parameters": 33_580_124,
+            "ours": {"side": "ours"},
+            "theirs": {"side": "theirs"},
+        }
     ]
     into = ["--into", str(next(tmp_path.glob("train_*.json")))]
     kinds = ["--kinds", "speed", "loss", "--devices", "0", "1"]
