@@ -249,10 +249,11 @@ def test_killed_run_resumes_to_the_same_bytes(data: Path, tmp_path: Path) -> Non
     assert parts.model_path.read_bytes() == whole.model_path.read_bytes()
 
 
-def test_interrupt_saves_and_raises(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_raises(data: Path, tmp_path: Path, number: int) -> None:
     with child(data, tmp_path) as process:
         wait_for_steps(process, 3)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         _, err = process.communicate(timeout=60)
     state, _ = read_safetensors(tmp_path / "state.safetensors")
     assert state["counters"][0] in (3, 4)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a step waits for its end."""
+"""Ctrl-C, or the end of a reservation, in the middle of a step waits for the step's end."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["sigint_noted"]
+__all__ = ["stop_noted"]
 
 
 @contextmanager
-def sigint_noted(*, again_raises: bool) -> Iterator[threading.Event]:
-    """Note the first SIGINT instead of raising in the middle of a step.
+def stop_noted(*, is_alone: bool) -> Iterator[threading.Event]:
+    """Note the first SIGINT or SIGTERM instead of ending in the middle of a step.
 
     Parameters
     ----------
-    again_raises : a second one raises. torchrun passes on a signal that a terminal sent to its
-        processes already, so there it is one and the same.
+    is_alone : no other process trains with this one; a second signal then does what it always does.
+        torchrun passes on a SIGINT that a terminal sent to its processes already, so there it is
+        one and the same, and sends SIGTERM to those that outlive another, which cannot go on
     """
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted  # only the main thread may handle signals
         return
-    previous = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
+    previous = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.set()
-        if again_raises:
-            signal.signal(signal.SIGINT, previous)
+        if is_alone:
+            restore()
 
-    signal.signal(signal.SIGINT, note)
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in numbers:
+        signal.signal(number, note)
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

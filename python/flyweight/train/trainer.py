@@ -23,7 +23,7 @@ from flyweight.train.data import TokenStream
 from flyweight.train.diagnose import memory_explained, model_memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
-from flyweight.train.interrupt import sigint_noted
+from flyweight.train.interrupt import stop_noted
 from flyweight.train.losses import Losses, LossFunction, add_gradient
 from flyweight.train.monitor import Monitor, StepRecord
 from flyweight.train.optim import set_schedule
@@ -112,7 +112,7 @@ def train(
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
         by the processes.
     KeyboardInterrupt
-        After SIGINT, once the state is saved; it says where.
+        After SIGINT or SIGTERM, once the state is saved; it says where.
     PeerError
         Another process ended.
 
@@ -205,7 +205,7 @@ def _loop(
     config, losses, batch_tokens = job.config, job.losses, _batch_tokens(state, job.config)
     seconds_before, started = state.seconds, time.perf_counter()
     saved = started
-    with sigint_noted(again_raises=job.world.size == 1) as interrupted:
+    with stop_noted(is_alone=job.world.size == 1) as interrupted:
         while (spent := _spent(state, config)) < 1:
             scale = _set_learning_rates(state, config, spent)
             batch = batches.take(state.step)
