@@ -331,6 +331,38 @@ def test_another_budget_rate_or_seed_trains_anew(
     assert trained("one", recipe, seed=9) == trained("four", recipe, seed=9)
 
 
+def test_the_state_of_another_budget_is_kept_for_when_that_is_asked_for_again(
+    tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flyweight.train import trainer
+
+    real_step, begun, lines = trainer._step, [], []
+
+    def counted(state: Any, *rest: Any) -> Any:
+        begun.append(state.step)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real_step(state, *rest)
+
+    def train_for(steps: int) -> None:
+        eager = replace(recipe, train=replace(recipe.train, checkpoint_seconds=0.0))
+        once = {"stages": ["train"], "max_steps": steps, "report": lines.append}
+        run_stages(eager, out=tmp_path, data=data, **once)
+
+    monkeypatch.setattr(trainer, "_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_for(4)
+    train_for(3)
+    asides = list((tmp_path / "train").glob("aside-*"))
+    assert sorted(file.name for file in asides[0].iterdir()) == ["log.jsonl", "state.safetensors"]
+    assert any(
+        f"is kept in {asides[0]}, for when that is asked for again" in line for line in lines
+    )
+    train_for(4)
+    assert begun == [0, 1, 2, 0, 1, 2, 2, 3]
+    assert asides[0] not in (tmp_path / "train").glob("aside-*")
+
+
 def test_a_stopped_run_goes_on_with_smaller_passes(
     tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
