@@ -165,3 +165,27 @@ def test_a_resumed_run_exports_the_same_average(
     last, _ = read_safetensors(whole.state_path)
     weight = "blocks.0.mlp.fc.weight"
     assert np.array_equal(exported[weight], last[f"model.{weight}"]) == (name == "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "exported"),
+    [
+        ({"average": "swa"}, "swa"),
+        ({"average": "swa", "swa_steps": 50}, "last"),
+        ({"average": "ema"}, "ema"),
+        ({"average": "hma"}, "hma"),
+        ({"average": "none"}, "last"),
+    ],
+)
+def test_a_run_says_what_it_exports(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    exported: str,
+) -> None:
+    result = train(MODEL, dataclasses.replace(CONFIG, **change), data, tmp_path, seed=7)
+    assert result.exported == exported
+    said = "train: average='swa' took no snapshot: no step divisible by swa_steps=50 had"
+    is_missed = exported == "last" and change["average"] == "swa"
+    assert capsys.readouterr().err.count(said) == is_missed

@@ -138,7 +138,7 @@ def test_runs() -> None:
                 *("recompilations", "final_loss", "tokens_per_second"),
             )
         )
-        | {"device": "cpu", "processes": 1},
+        | {"exported": "ema", "device": "cpu", "processes": 1},
         "code": {"model_bytes": 1, "by_class": {}},
         "score": {"bpb": scores, "results": dict.fromkeys(scores, HOW_SCORED)},
         "bundle": {"code_bytes": 1, "total_bytes": 2},

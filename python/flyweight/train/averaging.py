@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flyweight.train.config import TrainConfig
 
-__all__ = ["Average", "Ema", "Hma", "Last", "Swa", "new_average"]
+__all__ = ["Average", "Ema", "Hma", "Last", "Swa", "new_average", "no_snapshot"]
 
 Weights = Mapping[str, Tensor]
 """By parameter name. What an average keeps is float32, on the same device."""
@@ -33,6 +33,10 @@ class Average(Protocol):
         """What to export, by parameter name."""
         ...
 
+    def source(self) -> str:
+        """What :meth:`weights` gives: ``ema``, ``swa``, ``hma``, or ``last`` for no average."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """All that it keeps, to be saved, and filled in place to resume."""
         ...
@@ -49,6 +53,9 @@ class Last:
 
     def weights(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self._weights.items()}
+
+    def source(self) -> str:
+        return "last"
 
     def state(self) -> dict[str, Tensor]:
         return {}
@@ -74,6 +81,9 @@ class Ema(Last):
 
     def weights(self) -> dict[str, Tensor]:
         return dict(zip(self._weights, self._average, strict=True))
+
+    def source(self) -> str:
+        return "ema"
 
     def state(self) -> dict[str, Tensor]:
         return self.weights()
@@ -109,6 +119,9 @@ class Swa(Last):
         if not self._count:
             return super().weights()
         return dict(zip(self._weights, self._mean, strict=True))
+
+    def source(self) -> str:
+        return "swa" if self._count else "last"
 
     def state(self) -> dict[str, Tensor]:
         return {**dict(zip(self._weights, self._mean, strict=True)), "snapshots": self._count}
@@ -147,6 +160,9 @@ class Hma(Last):
     def weights(self) -> dict[str, Tensor]:
         return dict(zip(self._weights, self._smooth, strict=True))
 
+    def source(self) -> str:
+        return "hma"
+
     def state(self) -> dict[str, Tensor]:
         parts = {"fast": self._fast, "slow": self._slow, "smooth": self._smooth}
         return {
@@ -165,6 +181,15 @@ def new_average(config: TrainConfig, weights: Weights) -> Average:
     if config.average == "hma":
         return Hma(weights, config.ema_decay)
     return Last(weights)
+
+
+def no_snapshot(config: TrainConfig) -> str:
+    """What to say of a run that ended before ``swa`` took anything in."""
+    return (
+        f"average='swa' took no snapshot: no step divisible by swa_steps={config.swa_steps} had "
+        f"learning rates below swa_below={config.swa_below} of the full ones; the last weights are "
+        "exported; lower swa_steps or raise swa_below"
+    )
 
 
 def _values(weights: Weights) -> list[Tensor]:

@@ -207,7 +207,8 @@ class TrainConfig:
     """Largest norm of the whole gradient."""
     average: Literal["ema", "swa", "hma", "none"] = "ema"
     """What is exported: an exponential moving average of the weights, the mean of snapshots from
-    the end, a Hull moving average, or the last weights."""
+    the end (the last weights where there is none, which is said), a Hull moving average, or the
+    last weights."""
     ema_decay: float = 0.997
     """Decay per step of ``ema``, and of the slow average of ``hma``."""
     swa_steps: int = 50

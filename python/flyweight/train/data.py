@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from flyweight.data.shards import list_shards, read_shard
 from flyweight.errors import DataError
+from flyweight.train.config import TrainConfig
 
-__all__ = ["TokenStream"]
+__all__ = ["TokenStream", "ending_with"]
 
 
 class TokenStream:
@@ -118,3 +120,26 @@ class TokenStream:
                 f"vocabulary ends at {self._vocab_size - 1}; were the shards made with another "
                 "tokenizer?"
             )
+
+
+def ending_with(
+    stream: TokenStream, config: TrainConfig, *, where: str | os.PathLike[str]
+) -> TrainConfig:
+    """A config whose steps end with the data at the latest.
+
+    Parameters
+    ----------
+    where : the folder of the stream
+
+    Raises
+    ------
+    DataError
+        There is not a single batch.
+    """
+    steps = stream.num_batches
+    if not steps:
+        raise DataError(
+            f"{os.fspath(where)}: {stream.num_tokens:,} training tokens end before the first step "
+            f"of batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
+        )
+    return dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flyweight.errors import DataError
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
+from flyweight.train.averaging import no_snapshot
 from flyweight.train.config import TrainConfig
-from flyweight.train.data import TokenStream
+from flyweight.train.data import TokenStream, ending_with
 from flyweight.train.diagnose import memory_explained, model_memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
 from flyweight.train.gradients import passes, reduce_and_clip
@@ -65,6 +65,9 @@ class TrainResult:
     """Loss of the last step, nats per token."""
     tokens_per_second: float
     """``tokens / seconds``."""
+    exported: str
+    """What the exported weights are: ``ema``, ``swa``, ``hma``, or ``last`` where nothing was
+    averaged, be it that ``swa`` took no snapshot."""
     device: str
     """``cpu`` or ``cuda``."""
     processes: int
@@ -137,7 +140,7 @@ def train(
     with model_memory_explained(model_config, world.device):
         state = new_state(model_config, config, seed=seed, world=world)
     if config.data_end == "stop":
-        config = _ending_with(stream, config, where=data_folder)
+        config = ending_with(stream, config, where=data_folder)
     settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
     if (out / _STATE).exists():
         load_state(out / _STATE, state, settings=settings)
@@ -171,6 +174,8 @@ def train(
         memory_explained(model_config, config, parts, world),
     ):
         _loop(state, job, batches, monitor)
+        if monitor is not None and config.average == "swa" and state.average.source() == "last":
+            monitor.say(no_snapshot(config))
     if world.is_first:
         save_model(out / _MODEL, model_config, state.average.weights())
     return _result(state, job, compile_seconds, batches.stall_seconds)
@@ -366,18 +371,6 @@ def _with_budget(
     )
 
 
-def _ending_with(
-    stream: TokenStream, config: TrainConfig, *, where: str | os.PathLike[str]
-) -> TrainConfig:
-    steps = stream.num_batches
-    if not steps:
-        raise DataError(
-            f"{os.fspath(where)}: {stream.num_tokens:,} training tokens end before the first step "
-            f"of batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
-        )
-    return dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))
-
-
 def _result(
     state: TrainState, job: _Job, compile_seconds: float, stall_seconds: float
 ) -> TrainResult:
@@ -391,6 +384,7 @@ def _result(
         recompilations=job.losses.recompilations,
         final_loss=state.loss,
         tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
+        exported=state.average.source(),
         device=job.world.device.type,
         processes=job.world.size,
         model_path=job.folder / _MODEL,
