@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from flyweight.data.shards import write_shard
-from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.config import ModelConfig
 from flyweight.train.config import OptimConfig, TrainConfig
 
 torch = pytest.importorskip("torch")
 
+from flyweight.model.attention import attention_kernel  # noqa: E402
 from flyweight.model.checkpoint import load_model, save_model  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train import trainer  # noqa: E402
@@ -327,6 +328,25 @@ def test_divergence_stops_with_step_and_checkpoint(
     seldom = dataclasses.replace(CONFIG, checkpoint_seconds=math.inf)
     with pytest.raises(DataError, match=r"diverged at step 5: loss nan.*holds step 4"):
         run(data, tmp_path, seldom)  # begins where the state is, and comes to no other
+
+
+def test_a_batch_that_the_machine_cannot_hold_names_the_number_to_lower(
+    data: Path, tmp_path: Path
+) -> None:
+    huge = dataclasses.replace(CONFIG, batch_sequences=10**13)
+    wanted = r"10,000,000,000,000 sequences of 16 tokens, .* lower train\.batch_sequences=1"
+    with pytest.raises(RecipeError, match=wanted):
+        run(data, tmp_path, huge)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flex_attention_does_not_train_on_a_cpu(
+    data: Path, tmp_path: Path, *, compiled: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, compile=compiled)
+    message = "attention kernel 'flex' .* has no gradients on cpu, expected auto or sdpa"
+    with attention_kernel("flex"), pytest.raises(InvalidArgumentError, match=message):
+        run(data, tmp_path, config)
 
 
 def test_model_file_is_checked(tmp_path: Path) -> None:

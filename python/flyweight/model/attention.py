@@ -30,6 +30,7 @@ __all__ = [
     "document_mask",
     "live_kernel",
     "positions_in_documents",
+    "require_gradients",
 ]
 
 Documents: TypeAlias = Tensor | BlockMask
@@ -115,6 +116,25 @@ def live_kernel(device: str, dtype: torch.dtype = torch.bfloat16) -> str:
             f"{device}, expected one of auto, {', '.join(names)}"
         )
     return _forced
+
+
+def require_gradients(device: str) -> None:
+    """Refuse a kernel that cannot train, before a training begins.
+
+    Parameters
+    ----------
+    device : ``cpu`` or ``cuda``
+
+    Raises
+    ------
+    InvalidArgumentError
+        ``flex`` is asked for on a CPU, where it has no gradients.
+    """
+    if device == "cpu" and _forced == "flex":
+        raise InvalidArgumentError(
+            "attention kernel 'flex' (FLYWEIGHT_ATTENTION or attention_kernel()) has no gradients "
+            "on cpu, expected auto or sdpa for training"
+        )
 
 
 @contextmanager

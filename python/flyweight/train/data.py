@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.data.shards import list_shards, read_shard
-from flyweight.errors import DataError
+from flyweight.errors import DataError, RecipeError
 from flyweight.train.config import TrainConfig
 
 __all__ = ["TokenStream", "ending_with"]
@@ -81,10 +81,21 @@ class TokenStream:
         ------
         DataError
             A token is not in the vocabulary.
+        RecipeError
+            The memory of this machine, not that of the device, is too small for a batch.
         """
         first = step * self._batch_sequences
-        rows = [self._row(first + i) for i in range(self._batch_sequences)]
-        return np.stack([self._read(start, self._seq_len + 1) for start in rows])
+        try:
+            rows = np.empty((self._batch_sequences, self._seq_len + 1), dtype=np.int64)
+            for i in range(self._batch_sequences):
+                rows[i] = self._read(self._row(first + i), self._seq_len + 1)
+        except MemoryError as error:
+            raise RecipeError(
+                f"no memory on this machine for a batch of {self._batch_sequences:,} sequences of "
+                f"{self._seq_len:,} tokens, {8 * self._batch_sequences * (self._seq_len + 1):,} "
+                f"bytes: lower train.batch_sequences={self._batch_sequences} ({error})"
+            ) from error
+        return rows
 
     def _row(self, index: int) -> int:
         """Ring position of the first token of a row."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flyweight.model.attention import require_gradients
 from flyweight.model.checkpoint import save_model
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig
@@ -113,7 +114,9 @@ def train(
         belongs to another run; the loss is not finite any more.
     InvalidArgumentError
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
-        by the processes.
+        by the processes; the attention kernel asked for cannot train here.
+    RecipeError
+        There is not enough memory; it says which number to lower.
     KeyboardInterrupt
         After SIGINT or SIGTERM, once the state is saved; it says where.
     PeerError
@@ -127,6 +130,7 @@ def train(
     """
     if world is None:
         world = World(device=pick_device(config.device))
+    require_gradients(world.device.type)
     config = _with_budget(config, max_steps, max_seconds)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
