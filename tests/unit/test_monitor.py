@@ -7,6 +7,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -214,14 +215,13 @@ def monitor_of(
             monitor.record(
                 StepRecord(
                     step=step,
-                    metrics=torch.tensor([3.0, 1.0]),
                     lr=0.1,
                     tokens=10 * step,
                     seconds=float(step),
                     spent=step / 4,
                     batch_tokens=10,
                     recurs=step > recurs_from,
-                    **{"recompilations": 0, **record},
+                    **{"recompilations": 0, "metrics": torch.tensor([3.0, 1.0]), **record},
                 )
             )
             monitor.look()
@@ -233,6 +233,33 @@ def test_layers_that_are_not_repeated_yet_do_not_count(
 ) -> None:
     monitor_of(tmp_path / "log.jsonl", recurs_from=recurs_from)
     assert f"step 4 loss 3.000 10 tokens/s MFU {share}" in capsys.readouterr().err
+
+
+class OnDevice:
+    """Metrics of a step that a device is at for another second when the host has handed it over."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+
+    def tolist(self) -> list[float]:
+        self._clock[0] += 1.0
+        return [3.0, 1.0]
+
+
+def test_a_step_counts_when_the_device_has_done_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handed over at 1 to 4 s, each done a second later: the speed is 40 tokens in 5 s."""
+    clock = [0.0]
+    monkeypatch.setattr(
+        "flyweight.train.monitor.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+    monitor_of(tmp_path / "log.jsonl", metrics=OnDevice(clock))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["seconds"]) for line in lines] == [(1, 2.0), (4, 5.0)]
+    assert "step 4 loss 3.000 8 tokens/s MFU 24%" in capsys.readouterr().err
 
 
 def test_a_resumed_run_knows_the_time_left_and_its_own_share_of_the_peak(

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,8 @@ class StepRecord:
     tokens: int
     """Tokens trained on so far."""
     seconds: float
-    """Training clock when the step was handed to the device."""
+    """Training clock when the step was handed to the device; a monitor writes and shows when it was
+    done instead, which it knows once it has waited."""
     spent: float
     """Share of the budget that is gone; 1 is the last step."""
     batch_tokens: int
@@ -95,6 +97,7 @@ class Monitor:
         self._start_seconds, self._flops = state.seconds, 0.0
         self._recompilations = 0
         self._pending: StepRecord | None = None
+        self._noted = 0.0
         self._bar = tqdm(
             total=1.0,
             initial=spent,
@@ -128,7 +131,7 @@ class Monitor:
 
     def record(self, record: StepRecord) -> None:
         """Take note of a step, which is looked at later."""
-        self._pending = record
+        self._pending, self._noted = record, time.perf_counter()
 
     def look(self) -> None:
         """Wait for the recorded step, check it and report it, once.
@@ -142,6 +145,9 @@ class Monitor:
         if record is None:
             return
         self.loss, grad_norm = record.metrics.tolist()
+        # A CPU has done the step when it is recorded; other devices have when this was waited for.
+        if record.metrics.device.type != "cpu":
+            record = replace(record, seconds=record.seconds + time.perf_counter() - self._noted)
         if not (math.isfinite(self.loss) and math.isfinite(grad_norm)):
             raise DataError(
                 f"training diverged at step {record.step}: loss {self.loss}, gradient norm "
