@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -195,11 +196,16 @@ def test_flops_of_a_token() -> None:
 
 
 def monitor_of(
-    log: Path, *, recurs_from: int = 0, state: TrainState | None = None, **record: Any
+    log: Path,
+    *,
+    recurs_from: int = 0,
+    state: TrainState | None = None,
+    bytes_per_token: float | None = None,
+    **record: Any,
 ) -> None:
     """Show four steps of 10 tokens and a second each, of a budget of four."""
     speedometer = Speedometer(
-        bytes_per_token=None, flops_once=1.0, flops_recurring=3.0, peak_flops=100.0
+        bytes_per_token=bytes_per_token, flops_once=1.0, flops_recurring=3.0, peak_flops=100.0
     )
     state = state or new_state(MODEL, CONFIG, seed=0, world=ALONE)
     with Monitor(
@@ -289,6 +295,30 @@ def test_what_is_compiled_inside_the_clock_is_said_once_and_logged(
     err = capsys.readouterr().err
     assert err.count("compiled") == 1
     assert "train: graphs compiled inside the clock by step 1: 2" in err
+
+
+@pytest.mark.parametrize("bytes_per_token", [None, 2.0])
+def test_tensorboard_gets_what_the_line_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_per_token: float | None
+) -> None:
+    found: dict[str, dict[int, float]] = {}
+    writer = SimpleNamespace(
+        add_scalar=lambda name, value, step: found.setdefault(name, {}).update({step: value}),
+        close=lambda: None,
+    )
+    monkeypatch.setattr("flyweight.train.monitor.open_events", lambda folder, step: writer)
+    monitor_of(tmp_path / "log.jsonl", bytes_per_token=bytes_per_token, stall_seconds=0.25)
+    assert found.pop("bpb_estimate", None) == (
+        bytes_per_token and {step: pytest.approx(3.0 / math.log(2) / 2.0) for step in (1, 4)}
+    )
+    assert found == {
+        "loss": {1: 3.0, 4: 3.0},
+        "grad_norm": {1: 1.0, 4: 1.0},
+        "lr": {1: 0.1, 4: 0.1},
+        "tokens": {1: 10, 4: 40},
+        "tokens_per_second": {1: 10.0, 4: 10.0},
+        "stall_seconds": {1: 0.25, 4: 0.25},
+    }
 
 
 def test_a_missing_tensorboard_is_said_once(

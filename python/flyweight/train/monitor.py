@@ -19,10 +19,16 @@ from tqdm import tqdm
 from flyweight.errors import DataError
 from flyweight.interop import atomic_write
 from flyweight.train.curve import open_events, write_curve
-from flyweight.train.speed import Speedometer
+from flyweight.train.speed import Speedometer, tokens_per_second
 from flyweight.train.state import TrainState
 
 __all__ = ["Monitor", "StepRecord"]
+
+_SCALARS = (
+    *("loss", "bpb_estimate", "grad_norm", "lr", "tokens", "tokens_per_second"),
+    *("stall_seconds", "qat"),
+)
+"""What TensorBoard gets, of what is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +198,13 @@ class Monitor:
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         if self._events is not None:
-            for name in ("loss", "grad_norm", "lr", "tokens", "qat"):
-                if name in line:
-                    self._events.add_scalar(name, line[name], record.step)
+            scalars = line | {
+                "bpb_estimate": self._speedometer.bpb(self.loss),
+                "tokens_per_second": tokens_per_second(record.tokens, record.seconds),
+            }
+            for name in _SCALARS:
+                if scalars.get(name) is not None:
+                    self._events.add_scalar(name, scalars[name], record.step)
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:

@@ -15,7 +15,7 @@ from flyweight.model.config import ModelConfig
 from flyweight.model.parameters import parameter_counts
 from flyweight.train.distributed import World
 
-__all__ = ["Speedometer", "flops_per_token"]
+__all__ = ["Speedometer", "flops_per_token", "tokens_per_second"]
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products a second that data sheets name, by a part of the device's name."""
@@ -46,6 +46,11 @@ def flops_per_token(config: ModelConfig, *, recur: bool = True) -> float:
     passes = len(config.layer_order(recur=recur))
     attention = 6 * config.seq_len * config.model_dim * passes
     return 6 * (blocks * passes / config.num_layers + rest + head) + attention
+
+
+def tokens_per_second(tokens: int, seconds: float) -> float:
+    """Of a whole run; 0 before its clock has moved."""
+    return tokens / seconds if seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,12 @@ class Speedometer:
         """Operations of training on so many tokens, with or without the repeated layers."""
         return tokens * (self.flops_recurring if recurs else self.flops_once)
 
+    def bpb(self, loss: float) -> float | None:
+        """Estimate of the bits per byte that a loss in nats per token comes to."""
+        if self.bytes_per_token is None:
+            return None
+        return loss / math.log(2) / self.bytes_per_token
+
     def text(self, loss: float, tokens: int, seconds: float, flops_per_second: float) -> str:
         """One line: loss in nats per token, bits per byte, tokens a second, share of the peak.
 
@@ -91,11 +102,10 @@ class Speedometer:
         tokens, seconds : of the whole run
         flops_per_second : that all devices together came to
         """
-        speed = tokens / seconds if seconds else 0.0
         parts = [f"loss {loss:.3f}"]
-        if self.bytes_per_token is not None:
-            parts.append(f"~{loss / math.log(2) / self.bytes_per_token:.3f} bpb")
-        parts.append(f"{speed:,.0f} tokens/s")
+        if (bpb := self.bpb(loss)) is not None:
+            parts.append(f"~{bpb:.3f} bpb")
+        parts.append(f"{tokens_per_second(tokens, seconds):,.0f} tokens/s")
         if self.peak_flops is not None:
             parts.append(f"MFU {flops_per_second / self.peak_flops:.0%}")
         return " ".join(parts)

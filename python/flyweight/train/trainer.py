@@ -36,7 +36,7 @@ from flyweight.train.schedule import (
     short_of_warmdown,
     steps_left,
 )
-from flyweight.train.speed import Speedometer
+from flyweight.train.speed import Speedometer, tokens_per_second
 from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
@@ -387,7 +387,7 @@ def _result(
         stall_seconds=stall_seconds,
         recompilations=job.losses.recompilations,
         final_loss=state.loss,
-        tokens_per_second=tokens / state.seconds if state.seconds else 0.0,
+        tokens_per_second=tokens_per_second(tokens, state.seconds),
         exported=state.average.source(),
         device=job.world.device.type,
         processes=job.world.size,
