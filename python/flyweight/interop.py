@@ -16,7 +16,13 @@ from safetensors.numpy import save
 from flyweight.errors import DataError
 from flyweight.typing import AnyArray
 
-__all__ = ["atomic_path", "atomic_write", "read_safetensors", "write_safetensors"]
+__all__ = [
+    "atomic_path",
+    "atomic_write",
+    "read_metadata",
+    "read_safetensors",
+    "write_safetensors",
+]
 
 _DTYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
@@ -75,14 +81,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, AnyArray],
     DataError
         The file is missing, is not safetensors, or holds a dtype that NumPy does not have here.
     """
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
+    metadata = read_metadata(path)
+    with _readable(path):
         entries = safetensors.deserialize(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a readable safetensors file: {error}") from error
     tensors = {}
     for name, entry in entries:
         dtype = _DTYPES.get(entry["dtype"])
@@ -90,6 +91,29 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, AnyArray],
             raise DataError(f"{path}: tensor {name!r} has unsupported dtype {entry['dtype']}")
         tensors[name] = np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
     return tensors, metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """String pairs in the header of a safetensors file, whose arrays are not read.
+
+    Raises
+    ------
+    DataError
+        The file is missing or is not safetensors.
+    """
+    with _readable(path), safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of which file an error is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a readable safetensors file: {error}") from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:

@@ -28,9 +28,7 @@ __all__ = [
     "MANIFEST",
     "MODEL",
     "SENSITIVITIES",
-    "TRAIN_KEY",
     "TRAIN_LOG",
-    "TRAIN_STATE",
     "Report",
     "Run",
     "is_several",
@@ -43,9 +41,7 @@ __all__ = [
 
 MANIFEST = "run.json"
 CHECKPOINT = "train/model.safetensors"
-TRAIN_STATE = "train/state.safetensors"
 TRAIN_LOG = "train/log.jsonl"
-TRAIN_KEY = "train/.key"
 CONTAMINATED_CHECKPOINT = "contaminate/model.safetensors"
 CONTAMINATE_LOG = "contaminate/log.jsonl"
 HESSIANS = "hessian/hessian.safetensors"

@@ -30,9 +30,7 @@ from flyweight.runs import (
     CONTAMINATED_CHECKPOINT,
     MANIFEST,
     MODEL,
-    TRAIN_KEY,
     TRAIN_LOG,
-    TRAIN_STATE,
     Report,
     Run,
     is_several,
@@ -51,7 +49,6 @@ from flyweight.stage_work import (
     do_score,
     do_train,
 )
-from flyweight.train.config import HOW_NOT_WHAT
 
 __all__ = ["STAGES", "Run", "run_stages"]
 
@@ -137,46 +134,6 @@ def run_stages(
 
 
 # --- stages ---------------------------------------------------------------------------------------
-
-
-def _swap_state(run: Run) -> None:
-    """Have the training state that is on the way to the weights of this run, and put away another.
-
-    The schedule follows the budget, so the state of a run with another one is not, even where it
-    could be loaded. It may be hours of work, so it is kept for when that run is asked for again.
-    """
-    config = _WORK["train"].config(run)
-    same = {name: value for name, value in config["train"].items() if name not in HOW_NOT_WHAT}
-    key = hashlib.sha256(to_json(config | {"train": same})).hexdigest()
-    path, files = run.path(TRAIN_KEY), [run.path(name) for name in (TRAIN_STATE, TRAIN_LOG)]
-    before = path.read_text() if path.exists() else "unknown"
-    if before == key:
-        return
-    if run.path(TRAIN_STATE).exists():
-        aside = _aside(run, before)
-        run.report(
-            f"train: the state of another recipe, budget, seed or data is kept in {aside}, for "
-            "when that is asked for again"
-        )
-        _move(files, aside)
-    path.unlink(missing_ok=True)
-    kept = _aside(run, key)
-    if kept.exists():
-        _move([kept / file.name for file in files], path.parent)
-        kept.rmdir()
-    atomic_write(path, key.encode())
-
-
-def _aside(run: Run, key: str) -> Path:
-    return run.path(f"train/aside-{key[:12]}")
-
-
-def _move(files: Sequence[Path], folder: Path) -> None:
-    """Those that are there; the one that says that the others are there last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in reversed(files):
-        if file.exists():
-            file.replace(folder / file.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,8 +265,6 @@ def _do_stage(run: Run, name: str) -> None:
     run.say(f"{name} ...")
     for later in STAGES[STAGES.index(name) :]:
         done.pop(later, None)
-    if name == "train":
-        _swap_state(run)
     started = time.perf_counter()
     facts = stage.work(run)
     seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -314,8 +315,8 @@ def test_resolved_recipes_are_in_the_manifest(
     assert run.manifest["recipe"] == json.loads(json.dumps(resolve(recipe)))
 
 
-def test_another_budget_rate_or_seed_trains_anew(
-    tmp_path: Path, recipe: Recipe, data: Path
+def test_another_budget_rate_or_seed_trains_anew_and_loses_nothing(
+    tmp_path: Path, recipe: Recipe, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dataclasses import replace
 
@@ -329,14 +330,27 @@ def test_another_budget_rate_or_seed_trains_anew(
     assert trained("one", recipe, max_steps=6) == trained("two", recipe, max_steps=6)
     assert trained("one", changed) == trained("three", changed)
     assert trained("one", recipe, seed=9) == trained("four", recipe, seed=9)
+    found = re.findall(
+        r"step (\d+) of a run with another .* is kept in (\S+);", capsys.readouterr().err
+    )
+    kept = (tmp_path / "one" / "train").glob("aside-*")
+    assert [step for step, _ in found] == ["3", "6", "3"]
+    assert {path for _, path in found} == {str(path) for path in kept}
+    first = run_stages(recipe, out=tmp_path / "one", data=data, stages=["train"], max_steps=3)
+    assert "going on from what was kept in" in capsys.readouterr().err
+    assert first.manifest["stages"]["train"]["facts"]["steps"] == 3
 
 
 def test_the_state_of_another_budget_is_kept_for_when_that_is_asked_for_again(
-    tmp_path: Path, recipe: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    recipe: Recipe,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from flyweight.train import trainer
 
-    real_step, begun, lines = trainer._step, [], []
+    real_step, begun = trainer._step, []
 
     def counted(state: Any, *rest: Any) -> Any:
         begun.append(state.step)
@@ -346,7 +360,7 @@ def test_the_state_of_another_budget_is_kept_for_when_that_is_asked_for_again(
 
     def train_for(steps: int) -> None:
         eager = replace(recipe, train=replace(recipe.train, checkpoint_seconds=0.0))
-        once = {"stages": ["train"], "max_steps": steps, "report": lines.append}
+        once = {"stages": ["train"], "max_steps": steps}
         run_stages(eager, out=tmp_path, data=data, **once)
 
     monkeypatch.setattr(trainer, "_step", counted)
@@ -354,10 +368,8 @@ def test_the_state_of_another_budget_is_kept_for_when_that_is_asked_for_again(
         train_for(4)
     train_for(3)
     asides = list((tmp_path / "train").glob("aside-*"))
-    assert sorted(file.name for file in asides[0].iterdir()) == ["log.jsonl", "state.safetensors"]
-    assert any(
-        f"is kept in {asides[0]}, for when that is asked for again" in line for line in lines
-    )
+    assert {"log.jsonl", "state.safetensors"} <= {file.name for file in asides[0].iterdir()}
+    assert f" data is kept in {asides[0]}; the arguments that" in capsys.readouterr().err
     train_for(4)
     assert begun == [0, 1, 2, 0, 1, 2, 2, 3]
     assert asides[0] not in (tmp_path / "train").glob("aside-*")
@@ -388,7 +400,7 @@ def test_a_stopped_run_goes_on_with_smaller_passes(
     lines: list[str] = []
     smaller = changed(accumulation_steps=2, log_steps=1)
     run = run_stages(smaller, out=tmp_path, data=data, stages=["train"], report=lines.append)
-    assert not any("anew" in line for line in lines)
+    assert not list((tmp_path / "train").glob("aside-*"))
     log = run.path("train/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 3]
 

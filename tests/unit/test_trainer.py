@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flyweight.data.facts import DataInfo, ShardInfo, SplitInfo
 from flyweight.data.shards import write_shard
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors, write_safetensors
@@ -272,15 +273,63 @@ def test_finished_run_is_only_exported_again(data: Path, tmp_path: Path) -> None
     assert (again.steps, again.final_loss) == (first.steps, first.final_loss)
 
 
-def test_larger_budget_goes_on(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path)
-    assert run(data, tmp_path, max_steps=14).steps == 14
+@pytest.mark.parametrize(
+    "change",
+    [{"max_steps": 14}, {"seed": 8}, {"config": dataclasses.replace(CONFIG, batch_sequences=8)}],
+    ids=["budget", "seed", "config"],
+)
+def test_what_another_run_left_is_kept_and_taken_up_again(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+) -> None:
+    def call(out: Path, config: TrainConfig = CONFIG, **arguments: Any) -> TrainResult:
+        return train(MODEL, config, data, out, **{"seed": 7, **arguments})
+
+    real_step = trainer._step
+
+    def power_cut(state: Any, *rest: Any) -> Any:
+        if state.step == 7:
+            raise RuntimeError("power cut")
+        return real_step(state, *rest)
+
+    whole, changed = call(tmp_path / "whole"), call(tmp_path / "changed", **change)
+    monkeypatch.setattr(trainer, "_step", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        call(tmp_path / "out")
+    monkeypatch.undo()
+    assert "kept" not in capsys.readouterr().err
+    assert call(tmp_path / "out", **change).model_path.read_bytes() == (
+        changed.model_path.read_bytes()
+    )
+    [aside] = (tmp_path / "out").glob("aside-*")
+    said = (
+        f"train: step 7 of a run with another recipe, budget, seed or data is kept in {aside}; the"
+    )
+    assert capsys.readouterr().err.count(said) == 1
+    assert [line["step"] for line in log_of(changed)] == [
+        line["step"] for line in log_of(call(tmp_path / "out", **change))
+    ]
+
+    capsys.readouterr()
+    real = trainer._step
+    steps: list[int] = []
+    monkeypatch.setattr(trainer, "_step", lambda s, *rest: steps.append(s.step) or real(s, *rest))
+    again = call(tmp_path / "out")
+    assert steps == [7, 8, 9, 10, 11]
+    assert f"train: going on from what was kept in {aside}\n" in capsys.readouterr().err
+    assert again.model_path.read_bytes() == whole.model_path.read_bytes()
+    assert [line["step"] for line in log_of(again)] == [1, 5, 10, 12]
+    call(tmp_path / "out", **change)  # that one was finished, and still is
+    assert len(steps) == 5
 
 
 def test_log_drops_steps_after_the_checkpoint_and_a_cut_line(data: Path, tmp_path: Path) -> None:
-    result = run(data, tmp_path, max_steps=5)
+    result = run(data, tmp_path)
     with result.log_path.open("a") as log:
-        log.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
+        log.write('{"step": 13, "loss": 1.0}\n{"step": 14, "lo')
     result = run(data, tmp_path)
     assert [line["step"] for line in log_of(result)] == [1, 5, 10, 12]
 
@@ -288,16 +337,30 @@ def test_log_drops_steps_after_the_checkpoint_and_a_cut_line(data: Path, tmp_pat
 # --- bad input ----------------------------------------------------------------------------------
 
 
-def test_state_of_another_run_is_refused(data: Path, tmp_path: Path) -> None:
-    run(data, tmp_path, max_steps=2)
-    with pytest.raises(DataError, match=r"state\.safetensors: belongs to a run with another"):
-        train(MODEL, CONFIG, data, tmp_path, seed=8, progress=False)
-    with pytest.raises(DataError, match="belongs to a run with another"):
-        run(data, tmp_path, dataclasses.replace(CONFIG, batch_sequences=8))
+def test_other_shards_of_as_many_tokens_are_other_data(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write_shard(other / "fineweb_train_000000.bin", np.arange(1500, dtype=np.uint16) % 29 + 3)
+    stream = TokenStream(other, batch_sequences=1, seq_len=8, vocab_size=32)
+    assert stream.shards() == [1500]
+    shard = ShardInfo(name="fineweb_train_000000.bin", tokens=1500, sha256="a" * 64)
+    split = SplitInfo(
+        documents=None, tokens=1500, scored_bytes=None, text_bytes=None, shards=(shard,)
+    )
+    DataInfo(
+        folder=other,
+        tokenizer_path=other / "tokenizer.model",
+        tokenizer_sha256="b" * 64,
+        vocab_size=32,
+        source={},
+        train=split,
+        val=split,
+    ).write()
+    assert stream.shards() == ["a" * 64]
 
 
 def test_nan_in_the_state_is_refused(data: Path, tmp_path: Path) -> None:
-    result = run(data, tmp_path, max_steps=2)
+    result = run(data, tmp_path)
     tensors, metadata = read_safetensors(result.state_path)
     weight = tensors["model.tok_emb.weight"].copy()
     weight[3, 3] = np.nan
@@ -307,7 +370,7 @@ def test_nan_in_the_state_is_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_truncated_state_is_refused(data: Path, tmp_path: Path) -> None:
-    result = run(data, tmp_path, max_steps=2)
+    result = run(data, tmp_path)
     result.state_path.write_bytes(result.state_path.read_bytes()[:-10])
     with pytest.raises(DataError, match=r"state\.safetensors: not a readable safetensors file"):
         run(data, tmp_path)

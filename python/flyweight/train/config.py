@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from flyweight.errors import InvalidArgumentError
 
@@ -255,6 +255,14 @@ class TrainConfig:
                 f"batch_sequences={self.batch_sequences} is not a multiple of "
                 f"accumulation_steps={self.accumulation_steps}"
             )
+
+    def with_budget(self, max_steps: int | None, max_seconds: float | None) -> Self:
+        """The same but for the limits that are given."""
+        return replace(
+            self,
+            max_steps=self.max_steps if max_steps is None else max_steps,
+            max_seconds=self.max_seconds if max_seconds is None else max_seconds,
+        )
 
 
 def _require_one_of(value: str, name: str, choices: tuple[str, ...]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flyweight.data.facts import DATA_FILE, DataInfo
 from flyweight.data.shards import list_shards, read_shard
 from flyweight.errors import DataError, RecipeError
 from flyweight.train.config import TrainConfig
@@ -26,6 +28,10 @@ class TokenStream:
     vocab_size : every id must be below it
     shuffle_seed : None takes the rows in the order of the shards, seamlessly round the ring. A
         number cuts each epoch into rows at a random offset and shuffles them.
+
+    Attributes
+    ----------
+    folder : as it was given
 
     Raises
     ------
@@ -46,6 +52,7 @@ class TokenStream:
         vocab_size: int,
         shuffle_seed: int | None = None,
     ) -> None:
+        self.folder = Path(folder)
         self._paths = list_shards(folder, "train")
         self._shards = [read_shard(path) for path in self._paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
@@ -68,6 +75,20 @@ class TokenStream:
     def num_batches(self) -> int:
         """Batches until the ring begins again."""
         return (self.num_tokens - 1) // (self._seq_len * self._batch_sequences)
+
+    def shards(self) -> list[str | int]:
+        """What tells each shard from others: its SHA-256 where ``data.json`` has it, or its tokens.
+
+        Raises
+        ------
+        DataError
+            ``data.json`` is damaged.
+        """
+        known: dict[str, str | None] = {}
+        if (self.folder / DATA_FILE).exists():
+            known = {s.name: s.sha256 for s in DataInfo.read(self.folder).train.shards}
+        pairs = zip(self._paths, self._shards, strict=True)
+        return [known.get(path.name) or len(shard) for path, shard in pairs]
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Token ids of the batch of a step, counted from 0.
@@ -133,14 +154,8 @@ class TokenStream:
             )
 
 
-def ending_with(
-    stream: TokenStream, config: TrainConfig, *, where: str | os.PathLike[str]
-) -> TrainConfig:
+def ending_with(stream: TokenStream, config: TrainConfig) -> TrainConfig:
     """A config whose steps end with the data at the latest.
-
-    Parameters
-    ----------
-    where : the folder of the stream
 
     Raises
     ------
@@ -150,7 +165,7 @@ def ending_with(
     steps = stream.num_batches
     if not steps:
         raise DataError(
-            f"{os.fspath(where)}: {stream.num_tokens:,} training tokens end before the first step "
-            f"of batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
+            f"{stream.folder}: {stream.num_tokens:,} training tokens end before the first step of "
+            f"batch_sequences={config.batch_sequences}: lower it, or let data_end be 'wrap'"
         )
     return dataclasses.replace(config, max_steps=min(config.max_steps or steps, steps))

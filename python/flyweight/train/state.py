@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,9 @@ from flyweight.typing import AnyArray
 
 __all__ = ["TrainState", "load_state", "new_state", "save_state", "settings_of"]
 
-_FREE_TO_CHANGE = HOW_NOT_WHAT | {"max_steps", "max_seconds", "device"}
-"""Fields of TrainConfig that a resumed run may have other values for."""
+_FREE_TO_CHANGE = HOW_NOT_WHAT | {"device"}
+"""Fields of TrainConfig that a resumed run may have other values for. The budget is not one of
+them: the schedule follows it."""
 _MODEL, _AVERAGE, _OPTIMIZER, _COUNTERS = "model.", "average.", "optimizer.", "counters"
 
 
@@ -76,14 +77,14 @@ def settings_of(
     quantize: QuantConfig | None,
     *,
     seed: int,
-    num_tokens: int,
+    data: Sequence[str | int],
 ) -> str:
     """What must be equal for a run to be the same run, as JSON.
 
     Parameters
     ----------
     quantize : counts under ``config.qat`` alone, by its grids
-    num_tokens : of the training shards together
+    data : what tells each training shard from others
     """
     fields = dataclasses.asdict(config)
     training = {name: value for name, value in fields.items() if name not in _FREE_TO_CHANGE}
@@ -91,7 +92,7 @@ def settings_of(
         "model": dataclasses.asdict(model),
         "train": training,
         "seed": seed,
-        "train_tokens": num_tokens,
+        "data": list(data),
     }
     if config.qat is not None and quantize is not None:
         whole["quantize"] = quantize.grid_settings()
@@ -123,7 +124,7 @@ def save_state(
             tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = value
     arrays: dict[str, AnyArray] = {n: t.detach().cpu().numpy() for n, t in tensors.items()}
     arrays[_COUNTERS] = np.array([state.step, state.seconds, state.loss], dtype=np.float64)
-    write_safetensors(path, arrays, metadata={"settings": settings})
+    write_safetensors(path, arrays, metadata={"settings": settings, "step": str(state.step)})
 
 
 @torch.no_grad()
@@ -138,8 +139,7 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
     arrays, metadata = read_safetensors(path)
     if metadata.get("settings") != settings:
         raise DataError(
-            f"{path}: belongs to a run with another model, training config, seed or data; "
-            "use another folder, or delete this file to start again"
+            f"{path}: belongs to a run with another model, training config, budget, seed or data"
         )
     load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
     for name, value in state.average.state().items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
@@ -23,6 +22,7 @@ from flyweight.train.config import TrainConfig
 from flyweight.train.data import TokenStream, ending_with
 from flyweight.train.diagnose import memory_explained, model_memory_explained, why_not_finite
 from flyweight.train.distributed import World, pick_device
+from flyweight.train.folder import LOG, MODEL, STATE, resume
 from flyweight.train.gradients import passes, reduce_and_clip
 from flyweight.train.interrupt import stop_noted
 from flyweight.train.losses import Losses, LossFunction, add_gradient
@@ -37,13 +37,12 @@ from flyweight.train.schedule import (
     steps_left,
 )
 from flyweight.train.speed import Speedometer, tokens_per_second
-from flyweight.train.state import TrainState, load_state, new_state, save_state, settings_of
+from flyweight.train.state import TrainState, new_state, save_state, settings_of
 
 __all__ = ["TrainResult", "train"]
 
 _SETTLED_STEPS = 20
 """After as many the mean duration of a step is known well enough."""
-_MODEL, _STATE, _LOG = "model.safetensors", "state.safetensors", "log.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +95,9 @@ def train(
 ) -> TrainResult:
     """Train until the budget is spent, going on from where an earlier call stopped.
 
+    What a call with other arguments left in the folder is moved to a subfolder ``aside-...`` of
+    it, from where a call with those goes on.
+
     Parameters
     ----------
     data_folder : holds ``fineweb_train_*.bin``
@@ -103,15 +105,15 @@ def train(
     seed : draws the initial weights, and the order of the data if that is shuffled
     quantize : what the export will do with the weights, for ``config.qat``
     max_steps, max_seconds : replace the budget of the config where they are given
-    progress : say on stderr when it compiles, and show a bar
+    progress : say on stderr when it compiles and what it moves, and show a bar
     world : the processes that :func:`~flyweight.train.distributed.join` found, each of which calls
         this with the same arguments; the first one writes and shows. None is this process alone
 
     Raises
     ------
     DataError
-        Shards are missing, do not fit the vocabulary or end before the first step; a state file
-        belongs to another run; the loss is not finite any more.
+        Shards are missing, do not fit the vocabulary or end before the first step; the state is
+        damaged; the loss is not finite any more.
     InvalidArgumentError
         ``config.qat`` is set, and ``quantize`` is missing or not for it; the batch does not divide
         by the processes; the attention kernel asked for cannot train here.
@@ -131,7 +133,7 @@ def train(
     if world is None:
         world = World(device=pick_device(config.device))
     require_gradients(world.device.type)
-    config = _with_budget(config, max_steps, max_seconds)
+    config = config.with_budget(max_steps, max_seconds)
     out = Path(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     stream = TokenStream(
@@ -144,18 +146,22 @@ def train(
     with model_memory_explained(model_config, world.device):
         state = new_state(model_config, config, seed=seed, world=world)
     if config.data_end == "stop":
-        config = ending_with(stream, config, where=data_folder)
-    settings = settings_of(model_config, config, quantize, seed=seed, num_tokens=stream.num_tokens)
-    if (out / _STATE).exists():
-        load_state(out / _STATE, state, settings=settings)
+        config = ending_with(stream, config)
+    settings = settings_of(model_config, config, quantize, seed=seed, data=stream.shards())
+
+    def say(line: str) -> None:
+        if progress and world.is_first:
+            print(f"train: {line}", file=sys.stderr, flush=True)
+
+    resume(out, state, settings=settings, world=world, say=say)
     losses = Losses(state.model, config, quantize)
     parts = passes(config.batch_sequences, config.accumulation_steps, world)
     job = _Job(
         config=config, losses=losses, parts=parts, world=world, folder=out, settings=settings
     )
     with memory_explained(model_config, config, parts, world):
-        if config.compile and progress and world.is_first:
-            print("train: compiling, before the clock starts", file=sys.stderr, flush=True)
+        if config.compile:
+            say("compiling, before the clock starts")
         compile_seconds = _prepare(state, job)
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
@@ -181,7 +187,7 @@ def train(
         if monitor is not None and config.average == "swa" and state.average.source() == "last":
             monitor.say(no_snapshot(config))
     if world.is_first:
-        save_model(out / _MODEL, model_config, state.average.weights())
+        save_model(out / MODEL, model_config, state.average.weights())
     return _result(state, job, compile_seconds, batches.stall_seconds)
 
 
@@ -201,7 +207,7 @@ class _Job:
 
     def checkpoint(self, state: TrainState) -> str:
         """What the state file holds, in words."""
-        return f"{self.folder / _STATE} holds step {state.step}"
+        return f"{self.folder / STATE} holds step {state.step}"
 
 
 def _loop(
@@ -264,7 +270,7 @@ def _save(state: TrainState, job: _Job, monitor: Monitor | None) -> None:
     if monitor is not None:
         monitor.look()  # never save what diverged
         state.loss = monitor.loss
-    save_state(job.folder / _STATE, state, settings=job.settings, world=job.world)
+    save_state(job.folder / STATE, state, settings=job.settings, world=job.world)
     if monitor is not None:
         monitor.last_checkpoint = job.checkpoint(state)
 
@@ -316,7 +322,7 @@ def _monitor(
         yield None
         return
     with Monitor(
-        job.folder / _LOG,
+        job.folder / LOG,
         state=state,
         spent=_spent(state, job.config),
         log_steps=job.config.log_steps,
@@ -365,16 +371,6 @@ def _set_learning_rates(state: TrainState, config: TrainConfig, spent: float) ->
     return scale
 
 
-def _with_budget(
-    config: TrainConfig, max_steps: int | None, max_seconds: float | None
-) -> TrainConfig:
-    return dataclasses.replace(
-        config,
-        max_steps=config.max_steps if max_steps is None else max_steps,
-        max_seconds=config.max_seconds if max_seconds is None else max_seconds,
-    )
-
-
 def _result(
     state: TrainState, job: _Job, compile_seconds: float, stall_seconds: float
 ) -> TrainResult:
@@ -391,7 +387,7 @@ def _result(
         exported=state.average.source(),
         device=job.world.device.type,
         processes=job.world.size,
-        model_path=job.folder / _MODEL,
-        state_path=job.folder / _STATE,
-        log_path=job.folder / _LOG,
+        model_path=job.folder / MODEL,
+        state_path=job.folder / STATE,
+        log_path=job.folder / LOG,
     )
