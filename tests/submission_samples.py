@@ -17,6 +17,7 @@ from flyweight.data.text import FileCorpus
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.score import score_data
 from flyweight.format.inspect import inspect
+from flyweight.manifest import sha256
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.submission.bundle import write_bundle
@@ -87,7 +88,7 @@ def make_run(folder: Path, data: DataInfo) -> dict[str, Any]:
             data,
             SUITE[protocol],
             name=name,
-            model_sha256="0" * 64,
+            model_sha256=sha256(folder / "model.fly") if scored is quantized else "0" * 64,
             folder=folder / "score",
             show_progress=False,
         )

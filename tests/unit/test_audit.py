@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,15 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 from click.testing import CliRunner
 
 from flyweight.cli.audit import command
+from flyweight.data.shards import read_validation
 from flyweight.errors import DataError
+from flyweight.evaluate.ledger import Ledger, read_ledger
+from flyweight.evaluate.stream import score_binding
 from flyweight.format.container import FlyFile
+from flyweight.manifest import sha256
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.digest import weights_sha256
-from submission_samples import SEED, finished_run
+from submission_samples import SEED, SUITE, finished_run
 
 CHECKS = [
     *("files", "sizes", "record", "container", "imports", "round trip", "clocks", "probes"),
@@ -212,7 +217,7 @@ def test_a_self_extractor_is_seen_without_running_it(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "match"), [("'!", "byte table is damaged"), ("1 + '", "table is not a string")]
+    ("damage", "match"), [("'!", "byte table is damaged"), ("1 + '", "claim cannot be read")]
 )
 def test_a_wrong_byte_table(made, folder, damage, match):
     replace_in_script(folder, "byte_codes='", f"byte_codes={damage}")
@@ -256,9 +261,34 @@ def test_ledgers_give_the_recorded_scores_again(made, folder, tmp_path):
     assert "ttt.chain is missing" in ledger_evidence()[1]
     edit_record(folder, scores=scores)
     (ledgers / "sliding.ledger").write_bytes((ledgers / "ttt.ledger").read_bytes())
-    assert "the score was published with" in ledger_evidence()[1]
+    assert "sliding.ledger: this ledger is of other tokens" in ledger_evidence()[1]
     (ledgers / "sliding.ledger").unlink()
     assert "no readable ledger" in ledger_evidence()[1]
+
+
+@pytest.mark.parametrize("other", ["model", "config", "text"])
+def test_a_ledger_of_something_else_is_found_whatever_the_record_says(
+    made, folder, tmp_path, other
+):
+    ledgers = shutil.copytree(made[0].parent / "score", tmp_path / "score")
+    tokens, config = read_validation(made[1].folder), SUITE["sliding"]
+    model = sha256(folder / "model.fly")
+    bindings = {
+        "model": score_binding(tokens, config, model_sha256="0" * 64),
+        "config": score_binding(tokens, replace(config, stride=4), model_sha256=model),
+        "text": score_binding(tokens[::-1], config, model_sha256=model),
+    }
+    path = ledgers / "sliding.ledger"
+    entries = read_ledger(path).nats
+    path.unlink()
+    with Ledger(path, targets=entries.size, binding=bindings[other]) as ledger:
+        ledger.append(0, entries)
+        chain = ledger.chain
+    scores = json.loads((folder / "submission.json").read_text())["scores"]
+    edit_record(folder, scores={**scores, "sliding": {**scores["sliding"], "chain": chain}})
+    report = audit_folder(folder, data=made[1].folder, ledgers=ledgers, timeout_seconds=0.01)
+    assert statuses(report)["ledgers"] == "FAIL"
+    assert "sliding.ledger: this ledger is of other" in evidence(report, "ledgers")
 
 
 def test_command_line(folder):

@@ -12,14 +12,12 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flyweight.data.byte_counts import ByteTable
 from flyweight.data.info import check_hashes
 from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import iter_chunks, read_shard
 from flyweight.data.sidecar import validation_counter
-from flyweight.errors import DataError
 from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget, read_code
 from flyweight.submission.bundle import (
@@ -34,6 +32,7 @@ from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.model_checks import MODEL_CHECKS
 from flyweight.submission.record import CLOCK_SECONDS, MEASURED
+from flyweight.submission.script import read_claim
 from flyweight.submission.subject import RESULT, Status, Subject, Verdict, parse_object, value_at
 from flyweight.train.config import CONTAMINATED
 
@@ -178,7 +177,7 @@ def _check_bytes(subject: Subject) -> Verdict:
     data = subject.data
     if data is None:
         return "WARN", "not checked: no validation data was given"
-    codes = _claimed_codes(subject.script)
+    codes = read_byte_codes(read_claim(subject.script).byte_codes)
     counter = validation_counter(data)
     rebuilt = counter.to_codes() if isinstance(counter, ByteTable) else np.empty(0)
     if codes.shape != rebuilt.shape or (codes != rebuilt).any():
@@ -211,7 +210,13 @@ def _check_ledgers(subject: Subject) -> Verdict:
     scores = subject.recorded("scores", dict)
     for name in scores:
         value_at(scores, RECORD_FILE, name, "chain", kinds=(str,))
-    wrong, evidence = replay_scores(subject.ledgers, subject.data, scores)
+    wrong, evidence = replay_scores(
+        subject.ledgers,
+        subject.data,
+        scores,
+        claim=read_claim(subject.script),
+        artifact_sha256=hashlib.sha256(subject.read(ARTIFACT_FILE)).hexdigest(),
+    )
     return ("FAIL", wrong[0]) if wrong else ("PASS", evidence)
 
 
@@ -247,17 +252,6 @@ def _check_data(subject: Subject) -> Verdict:
     # Web text repeats a page now and then; a split that went wrong repeats most of them.
     found: Status = "FAIL" if overlap.share > MOST_REPEATED else "WARN"
     return found, f"{evidence}, the first as {overlap.first}"
-
-
-def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
-    """The byte table in a script, ``(vocab,)``."""
-    for node in ast.walk(script):
-        if isinstance(node, ast.keyword) and node.arg == "byte_codes":
-            text = node.value.value if isinstance(node.value, ast.Constant) else None
-            if not isinstance(text, str):
-                raise DataError(f"{SCRIPT_FILE}: its byte table is not a string")
-            return read_byte_codes(text)
-    raise DataError(f"{SCRIPT_FILE}: no byte table found in it")
 
 
 BUNDLE_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
