@@ -26,7 +26,15 @@ from submission_samples import SEED, SUITE, finished_run
 
 CHECKS = [
     *("files", "sizes", "record", "container", "imports", "round trip", "clocks", "probes"),
-    *("documents", "byte accounting", "ledgers", "data", "statistics", "static scan"),
+    *(
+        "documents",
+        "byte accounting",
+        "ledgers",
+        "data",
+        "paid prefix",
+        "statistics",
+        "static scan",
+    ),
 ]
 FOR_A_PERSON = ["statistics"]
 
@@ -197,6 +205,16 @@ def test_surplus_files_are_for_a_person_to_judge(folder):
     report = audit_folder(folder)
     assert report.passed
     assert "helper.py (5 bytes)" in evidence(report, "files")
+
+
+@pytest.mark.parametrize("name", ["cache.bin", "README.md"])
+def test_validation_tokens_in_a_file_are_a_paid_prefix(made, folder, name):
+    kept = read_validation(made[1].folder)[5:].tobytes()
+    with (folder / name).open("ab") as file:
+        file.write(b"odd" + kept)
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
+    assert "paid prefix" in report.failed
+    assert f"a paid prefix: {name} has validation tokens" in evidence(report, "paid prefix")
 
 
 def test_a_script_that_imports_flyweight(folder):

@@ -1,4 +1,4 @@
-"""Checks of the auditor that are the same for every folder: statistics and the static scan."""
+"""Checks of the auditor that are the same for every folder: answers, statistics, static scan."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 
 from flyweight.submission.bundle import RECORD_FILE
+from flyweight.submission.paid_prefix import TEXT_PIECE, TOKEN_PIECE, index_validation
 from flyweight.submission.published import read_runs
 from flyweight.submission.scan import Finding, opened_files, scan_source
 from flyweight.submission.subject import Subject, Verdict
@@ -51,7 +52,25 @@ def _check_scan(subject: Subject) -> Verdict:
     return "PASS", f"{evidence}; no finding; names of files in it: {', '.join(names) or 'none'}"
 
 
+def _check_paid_prefix(subject: Subject) -> Verdict:
+    """No file of the folder, counted or not, has the text that is to be predicted."""
+    if subject.data is None:
+        return "WARN", "not searched: no validation data was given"
+    indexes = index_validation(subject.data)
+    paths = sorted(path for path in subject.root.rglob("*") if path.is_file())
+    for path in paths:
+        for index in indexes:
+            if (place := index.find(path)) is not None:
+                name = path.relative_to(subject.root).as_posix()
+                return "FAIL", f"a paid prefix: {name} has {index.kind} at byte {place:,}"
+    return "PASS", (
+        f"{len(paths)} files: no run of {2 * TOKEN_PIECE} validation tokens as 16-bit ids nor of "
+        f"{2 * TEXT_PIECE} bytes of their text; what is compressed would not be seen"
+    )
+
+
 COMMON_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
+    "paid prefix": _check_paid_prefix,
     "statistics": _check_statistics,
     "static scan": _check_scan,
 }
