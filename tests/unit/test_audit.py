@@ -87,14 +87,32 @@ def test_an_honest_folder_passes(made):
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["passed"] is True
     assert [item["name"] for item in facts["items"]] == CHECKS
-    assert report.to_markdown().count("\n") == len(CHECKS) + 1
+    assert report.to_markdown().count("\n") == len(CHECKS) + 3
+    assert report.to_markdown().endswith(f"passed; all {len(CHECKS)} items were checked")
+    assert facts["unchecked"] == []
 
 
 def test_without_data_scores_are_left_open(made):
     report = audit_folder(made[0])
     assert report.passed
-    open_checks = ("round trip", "byte accounting", "ledgers")
-    assert [statuses(report)[name] for name in open_checks] == 3 * ["WARN"]
+    left_open = [
+        *("round trip", "probes", "documents", "byte accounting", "ledgers", "data"),
+        "paid prefix",
+    ]
+    assert report.unchecked == left_open == report.to_json()["unchecked"]
+    assert {statuses(report)[name] for name in left_open} == {"WARN"}
+    assert report.verdict == (
+        f"passed; 7 of {len(CHECKS)} items not checked ({', '.join(left_open)}: no validation data "
+        "was given (--data))"
+    )
+
+
+def test_reasons_for_open_checks_are_told_apart(made, folder):
+    edit_record(folder, bytes_code=1)
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
+    assert report.unchecked == ["ledgers"]
+    assert report.verdict.startswith("FAILED sizes, record, ")
+    assert report.verdict.endswith("not checked (ledgers: no ledgers were given (--ledgers))")
 
 
 def test_a_flipped_byte_names_its_tensor(made, folder):

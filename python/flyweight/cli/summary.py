@@ -72,8 +72,7 @@ def run_text(run: Run) -> str:
     if "audit" in stages:
         audit = stages["audit"]["facts"]
         rows = [(item["status"], item["name"], item["evidence"]) for item in audit["items"]]
-        verdict = "passed" if audit["passed"] else "FAILED"
-        blocks.append(f"{table(('audit', 'item', 'evidence'), rows)}\n\naudit {verdict}")
+        blocks.append(f"{table(('audit', 'item', 'evidence'), rows)}\n\naudit {audit['verdict']}")
     return "\n\n".join(blocks)
 
 
