@@ -55,7 +55,7 @@ def make_data(folder: Path) -> DataInfo:
     return build_data(corpus, folder / "data", tokenizer=write_model(folder), threads=1)
 
 
-def make_run(folder: Path, data: DataInfo) -> dict[str, Any]:
+def make_run(folder: Path, data: DataInfo, deadline: float | None = None) -> dict[str, Any]:
     """An artifact ``model.fly``, a training log, and the manifest of a run that made them."""
     config = ModelConfig(
         vocab_size=data.vocab_size,
@@ -90,6 +90,7 @@ def make_run(folder: Path, data: DataInfo) -> dict[str, Any]:
             name=name,
             model_sha256=sha256(folder / "model.fly") if scored is quantized else "0" * 64,
             folder=folder / "score",
+            deadline=deadline,
             show_progress=False,
         )
         for name, (scored, protocol) in jobs.items()

@@ -93,7 +93,7 @@ def score_data(
     deadline : seconds that scoring may take, those of killed runs included and compilation apart;
         None is no end
     peers : the processes that share the work and make the same call; the first one writes
-    show_progress : a bar with the running bits per byte on stderr
+    show_progress : a bar with the nats per token of the newest chunk on stderr
 
     Returns
     -------
@@ -101,7 +101,7 @@ def score_data(
     ``seconds`` (if ``was_resumed``, those of killed runs included; ``phases`` are of the last run
     alone), ``coverage``, how many
     ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
-    ``chain`` of the ledger, the ``config``, and a line of ``text``
+    ``chain`` of the ledger, the ``config`` and its ``method``, and a line of ``text``
 
     Raises
     ------
@@ -123,7 +123,7 @@ def score_data(
 
         def advance(chunk: ScoredChunk) -> None:
             bar.update(chunk.stop - chunk.start)
-            bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
+            bar.set_postfix_str(f"{chunk.nats.mean():.4f} nats per token")
 
         result = score_stream(
             model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
@@ -135,6 +135,7 @@ def score_data(
     score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
+        "method": config.method,
         "contaminated": contaminated,
         "bpb": score.bpb,
         "bits": score.bits,

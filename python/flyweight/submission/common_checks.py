@@ -9,6 +9,7 @@ from flyweight.submission.bundle import RECORD_FILE
 from flyweight.submission.paid_prefix import TEXT_PIECE, TOKEN_PIECE, index_validation
 from flyweight.submission.published import read_runs
 from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.statistics import count_seeds
 from flyweight.submission.subject import Subject, Verdict
 
 __all__ = ["COMMON_CHECKS"]
@@ -19,7 +20,7 @@ def _check_statistics(subject: Subject) -> Verdict:
     runs = read_runs(subject.record, name=RECORD_FILE)
     if not runs.bpb:
         return "WARN", f"{RECORD_FILE} has no val_bpb that is a number"
-    evidence = f"{len(runs.bpb)} seeds, mean {fmean(runs.bpb):.8f} bpb"
+    evidence = f"{count_seeds(len(runs.bpb))}, mean {fmean(runs.bpb):.8f} bpb"
     mean = subject.record.get("val_bpb")
     if isinstance(mean, float) and len(runs.bpb) > 1:
         evidence += f", standard deviation {stdev(runs.bpb):.6f}, recorded {mean!r}"
