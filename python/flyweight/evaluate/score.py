@@ -23,7 +23,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.engine import ScoredChunk
-from flyweight.evaluate.ledger import Ledger, ledger_binding
+from flyweight.evaluate.ledger import Entries, Ledger, ledger_binding
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult, score_binding
 from flyweight.evaluate.ttt import score_stream
@@ -172,7 +172,7 @@ def _fallback_text(result: StreamResult, deadline: float | None) -> str:
 
 def _open_ledger(
     path: Path, targets: int, binding: bytes, peers: Together | None
-) -> AbstractContextManager[Ledger]:
+) -> AbstractContextManager[Entries]:
     """The ledger of this model, config and text; one of anything else is begun anew."""
     if peers is None or peers.world.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
