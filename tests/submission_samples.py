@@ -17,6 +17,7 @@ from flyweight.data.text import FileCorpus
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.score import score_data
 from flyweight.format.inspect import inspect
+from flyweight.manifest import sha256
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.submission.bundle import write_bundle
@@ -54,7 +55,7 @@ def make_data(folder: Path) -> DataInfo:
     return build_data(corpus, folder / "data", tokenizer=write_model(folder), threads=1)
 
 
-def make_run(folder: Path, data: DataInfo) -> dict[str, Any]:
+def make_run(folder: Path, data: DataInfo, deadline: float | None = None) -> dict[str, Any]:
     """An artifact ``model.fly``, a training log, and the manifest of a run that made them."""
     config = ModelConfig(
         vocab_size=data.vocab_size,
@@ -87,8 +88,9 @@ def make_run(folder: Path, data: DataInfo) -> dict[str, Any]:
             data,
             SUITE[protocol],
             name=name,
-            model_sha256="0" * 64,
+            model_sha256=sha256(folder / "model.fly") if scored is quantized else "0" * 64,
             folder=folder / "score",
+            deadline=deadline,
             show_progress=False,
         )
         for name, (scored, protocol) in jobs.items()

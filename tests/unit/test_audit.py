@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,15 +14,27 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 from click.testing import CliRunner
 
 from flyweight.cli.audit import command
+from flyweight.data.shards import read_validation
 from flyweight.errors import DataError
+from flyweight.evaluate.ledger import Ledger, read_ledger
+from flyweight.evaluate.stream import score_binding
 from flyweight.format.container import FlyFile
+from flyweight.manifest import sha256
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.digest import weights_sha256
-from submission_samples import SEED, finished_run
+from submission_samples import SEED, SUITE, finished_run
 
 CHECKS = [
     *("files", "sizes", "record", "container", "imports", "round trip", "clocks", "probes"),
-    *("documents", "byte accounting", "ledgers", "data", "statistics", "static scan"),
+    *(
+        "documents",
+        "byte accounting",
+        "ledgers",
+        "data",
+        "paid prefix",
+        "statistics",
+        "static scan",
+    ),
 ]
 FOR_A_PERSON = ["statistics"]
 
@@ -74,14 +87,32 @@ def test_an_honest_folder_passes(made):
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["passed"] is True
     assert [item["name"] for item in facts["items"]] == CHECKS
-    assert report.to_markdown().count("\n") == len(CHECKS) + 1
+    assert report.to_markdown().count("\n") == len(CHECKS) + 3
+    assert report.to_markdown().endswith(f"passed; all {len(CHECKS)} items were checked")
+    assert facts["unchecked"] == []
 
 
 def test_without_data_scores_are_left_open(made):
     report = audit_folder(made[0])
     assert report.passed
-    open_checks = ("round trip", "byte accounting", "ledgers")
-    assert [statuses(report)[name] for name in open_checks] == 3 * ["WARN"]
+    left_open = [
+        *("round trip", "probes", "documents", "byte accounting", "ledgers", "data"),
+        "paid prefix",
+    ]
+    assert report.unchecked == left_open == report.to_json()["unchecked"]
+    assert {statuses(report)[name] for name in left_open} == {"WARN"}
+    assert report.verdict == (
+        f"passed; 7 of {len(CHECKS)} items not checked ({', '.join(left_open)}: no validation data "
+        "was given (--data))"
+    )
+
+
+def test_reasons_for_open_checks_are_told_apart(made, folder):
+    edit_record(folder, bytes_code=1)
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
+    assert report.unchecked == ["ledgers"]
+    assert report.verdict.startswith("FAILED sizes, record, ")
+    assert report.verdict.endswith("not checked (ledgers: no ledgers were given (--ledgers))")
 
 
 def test_a_flipped_byte_names_its_tensor(made, folder):
@@ -194,6 +225,16 @@ def test_surplus_files_are_for_a_person_to_judge(folder):
     assert "helper.py (5 bytes)" in evidence(report, "files")
 
 
+@pytest.mark.parametrize("name", ["cache.bin", "README.md"])
+def test_validation_tokens_in_a_file_are_a_paid_prefix(made, folder, name):
+    kept = read_validation(made[1].folder)[5:].tobytes()
+    with (folder / name).open("ab") as file:
+        file.write(b"odd" + kept)
+    report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.01)
+    assert "paid prefix" in report.failed
+    assert f"a paid prefix: {name} has validation tokens" in evidence(report, "paid prefix")
+
+
 def test_a_script_that_imports_flyweight(folder):
     replace_in_script(folder, "import argparse\n", "import argparse\nimport flyweight\n")
     report = audit_folder(folder)
@@ -212,7 +253,7 @@ def test_a_self_extractor_is_seen_without_running_it(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "match"), [("'!", "byte table is damaged"), ("1 + '", "table is not a string")]
+    ("damage", "match"), [("'!", "byte table is damaged"), ("1 + '", "claim cannot be read")]
 )
 def test_a_wrong_byte_table(made, folder, damage, match):
     replace_in_script(folder, "byte_codes='", f"byte_codes={damage}")
@@ -256,9 +297,34 @@ def test_ledgers_give_the_recorded_scores_again(made, folder, tmp_path):
     assert "ttt.chain is missing" in ledger_evidence()[1]
     edit_record(folder, scores=scores)
     (ledgers / "sliding.ledger").write_bytes((ledgers / "ttt.ledger").read_bytes())
-    assert "the score was published with" in ledger_evidence()[1]
+    assert "sliding.ledger: this ledger is of other tokens" in ledger_evidence()[1]
     (ledgers / "sliding.ledger").unlink()
     assert "no readable ledger" in ledger_evidence()[1]
+
+
+@pytest.mark.parametrize("other", ["model", "config", "text"])
+def test_a_ledger_of_something_else_is_found_whatever_the_record_says(
+    made, folder, tmp_path, other
+):
+    ledgers = shutil.copytree(made[0].parent / "score", tmp_path / "score")
+    tokens, config = read_validation(made[1].folder), SUITE["sliding"]
+    model = sha256(folder / "model.fly")
+    bindings = {
+        "model": score_binding(tokens, config, model_sha256="0" * 64),
+        "config": score_binding(tokens, replace(config, stride=4), model_sha256=model),
+        "text": score_binding(tokens[::-1], config, model_sha256=model),
+    }
+    path = ledgers / "sliding.ledger"
+    entries = read_ledger(path).nats
+    path.unlink()
+    with Ledger(path, targets=entries.size, binding=bindings[other]) as ledger:
+        ledger.append(0, entries)
+        chain = ledger.chain
+    scores = json.loads((folder / "submission.json").read_text())["scores"]
+    edit_record(folder, scores={**scores, "sliding": {**scores["sliding"], "chain": chain}})
+    report = audit_folder(folder, data=made[1].folder, ledgers=ledgers, timeout_seconds=0.01)
+    assert statuses(report)["ledgers"] == "FAIL"
+    assert "sliding.ledger: this ledger is of other" in evidence(report, "ledgers")
 
 
 def test_command_line(folder):

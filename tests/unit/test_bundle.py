@@ -22,7 +22,8 @@ from flyweight.submission import entry
 from flyweight.submission.bundle import list_requirements, make_claim
 from flyweight.submission.claim import read_byte_codes, write_byte_codes
 from flyweight.submission.digest import weights_sha256
-from submission_samples import SEED, SUITE, bundle, finished_run
+from flyweight.submission.record import describe_score
+from submission_samples import SEED, SUITE, bundle, finished_run, make_data, make_run
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +296,38 @@ def test_tensors_that_do_not_fit_the_config(run):
     fields = {1: run[1].vocab_size, 2: 2, 3: 32, 4: 4, 5: 2, 6: 65, 7: 32, 8: 4, 14: True, 16: True}
     with pytest.raises(DataError, match=r"'blocks.0.mlp.fc.weight' has shape"):
         entry.build_model(tensors, fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("float", {"method": "plain", "deadline": 1.0}, "float weights, plain blocks"),
+        ("quantized", {"method": "plain"}, "artifact, plain blocks"),
+        ("sliding", {}, "artifact, sliding windows"),
+        ("sliding", {"method": "sliding with hints"}, "artifact, sliding windows with hints"),
+        ("ttt", {"method": "score-first"}, "artifact, score-first TTT"),
+        (
+            "sliding",
+            {"deadline": 12.0},
+            "artifact, sliding windows; deadline 12 s: 25% of it in plain blocks",
+        ),
+        (
+            "ttt",
+            {"method": "per-document", "deadline": 0.0, "plain_chunks": 8, "adapted_chunks": 0},
+            "artifact, per-document TTT; deadline 0 s: 100% of it in plain blocks, 0% learned from",
+        ),
+    ],
+)
+def test_how_a_score_was_made_is_said(name, changes, expected):
+    usual = {"chunks": 8, "adapted_chunks": 6, "plain_chunks": 2, "deadline": None}
+    assert describe_score(name, {"method": "sliding", **usual, **changes}) == expected
+
+
+def test_what_a_deadline_took_away_is_in_the_record(tmp_path):
+    data = make_data(tmp_path)
+    manifest = make_run(tmp_path, data, deadline=0.0)
+    bundle(tmp_path / "bundle", tmp_path, data, manifest)
+    score = json.loads((tmp_path / "bundle/submission.json").read_text())["scores"]["ttt"]
+    assert score["method"] == "score-first"
+    assert (score["plain_chunks"], score["adapted_chunks"]) == (score["chunks"], 0)
+    assert "TTT; deadline 0 s: 100% of it" in (tmp_path / "bundle/README.md").read_text()

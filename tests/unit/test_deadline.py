@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +42,35 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+RATES = {"score": 1.0, "plain": 1.0}
+
+
 class Clock:
-    """Time that only work takes: a second a token forward, three a token learned from."""
+    """Time that only work takes: a second a token forward, three a token learned from.
+
+    From the time ``slow_from`` on the machine is ``slow`` times slower.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
+        self.now, self.slow, self.slow_from = 0.0, 1.0, math.inf
         score, adapt = ScoringEngine.score, ScoreFirst.adapt
 
         def timed_score(engine: Any, index: int, *, plainly: bool = False) -> ScoredChunk:
             if not engine.is_recorded(index):
-                self.now += engine.tokens_to_score(index, plainly=plainly)
+                self.work(engine.tokens_to_score(index, plainly=plainly))
             return score(engine, index, plainly=plainly)
 
         def timed_adapt(engine: Any, scored: ScoredChunk) -> None:
-            self.now += 3 * engine.tokens_to_learn(scored.index)
+            self.work(3 * engine.tokens_to_learn(scored.index))
             adapt(engine, scored)
 
         monkeypatch.setattr(ScoringEngine, "score", timed_score)
         monkeypatch.setattr(ScoreFirst, "adapt", timed_adapt)
-        monkeypatch.setattr(stream, "Pace", lambda limit, rate: Pace(limit, 1.0, lambda: self.now))
+        monkeypatch.setattr(stream, "Pace", lambda limit, _: Pace(limit, RATES, lambda: self.now))
+
+    def work(self, seconds: float) -> None:
+        fast = min(seconds, max(self.slow_from - self.now, 0.0))
+        self.now += fast + self.slow * (seconds - fast)
 
 
 @pytest.fixture
@@ -67,10 +79,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def run(
-    path: Path, deadline: float | None, progress: Callable[[ScoredChunk], None] | None = None
+    path: Path,
+    deadline: float | None,
+    progress: Callable[[ScoredChunk], None] | None = None,
+    config: ScoreConfig = CONFIG,
 ) -> StreamResult:
     with Ledger(path, targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
-        engine = ScoreFirst(TinyModel(), TOKENS, ledger, CONFIG)
+        engine = ScoreFirst(TinyModel(), TOKENS, ledger, config)
         return run_engine(engine, deadline=deadline, progress=progress)
 
 
@@ -89,7 +104,7 @@ def test_what_is_given_up_first(tmp_path: Path, clock: Clock) -> None:
     everything, clock.now = clock.now, 0.0
     assert (whole.plain_chunks, whole.adapted_chunks) == (0, CHUNKS - 1)
     found = []
-    for part in (1.2, 0.8, 0.6, 0.3, 0.1, 0.01):
+    for part in (2.0, 0.8, 0.6, 0.3, 0.1, 0.01):
         clock.now = 0.0
         result = run(tmp_path / f"{part}", part * everything)
         assert np.isfinite(result.nats).all()
@@ -100,6 +115,29 @@ def test_what_is_given_up_first(tmp_path: Path, clock: Clock) -> None:
     assert found[-1] == (0, CHUNKS)
     assert any(0 < adapted < CHUNKS - 1 and plain == 0 for adapted, plain in found)
     assert any(adapted == 0 and 0 < plain < CHUNKS for adapted, plain in found)
+
+
+@pytest.mark.parametrize("slow", [1.0, 2.0, 2.9])
+@pytest.mark.parametrize("at", [0.0, 0.1, 0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("part", [0.7, 0.9, 1.1])
+def test_a_machine_that_slows_down_midway_ends_in_time(
+    tmp_path: Path, clock: Clock, slow: float, at: float, part: float
+) -> None:
+    run(tmp_path / "whole", None)
+    deadline, clock.now = part * clock.now, 0.0
+    clock.slow, clock.slow_from = slow, at * deadline
+    result = run(tmp_path / "x", deadline)
+    assert np.isfinite(result.nats).all()
+    assert clock.now <= deadline
+
+
+def test_on_a_steady_machine_what_is_held_back_is_used_up(tmp_path: Path, clock: Clock) -> None:
+    config = replace(CONFIG, chunk_targets=4)
+    run(tmp_path / "whole", None, config=config)
+    deadline, clock.now = 0.8 * clock.now, 0.0
+    result = run(tmp_path / "x", deadline, config=config)
+    assert 0.95 * deadline < clock.now <= deadline
+    assert result.plain_chunks <= 2
 
 
 class KilledError(Exception):
@@ -177,7 +215,11 @@ def test_a_deadline_counts_what_a_killed_run_took(tmp_path: Path) -> None:
 
 def test_rates_come_from_what_was_measured() -> None:
     now = [0.0]
-    pace = Pace(100.0, 2.0, lambda: now[0])
+    pace = Pace(100.0, {"score": 2.0, "plain": 5.0}, lambda: now[0])
+    assert pace.fits(plain=19)
+    assert not pace.fits(plain=20)
+    assert pace.is_safe(score=16)
+    assert not pace.is_safe(score=17)  # three times slower from now on
     assert pace.fits(score=47)
     assert not pace.fits(score=48)  # 5 % are kept back
     assert not pace.fits(adapt=16)

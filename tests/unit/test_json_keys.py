@@ -142,7 +142,7 @@ def test_runs() -> None:
         "code": {"model_bytes": 1, "by_class": {}},
         "score": {"bpb": scores, "results": dict.fromkeys(scores, HOW_SCORED)},
         "bundle": {"code_bytes": 1, "total_bytes": 2},
-        "audit": {"passed": True, "items": []},
+        "audit": {"passed": True, "verdict": "passed", "unchecked": [], "items": []},
     }
     stages = {stage: {"seconds": 0.0, "facts": facts[stage]} for stage in STAGES}
     run = Run(

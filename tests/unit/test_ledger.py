@@ -212,5 +212,5 @@ def test_a_header_of_too_many_targets_takes_no_memory(tmp_path: Path) -> None:
         read_ledger(path)
     with pytest.raises(DataError, match="expected 7"):
         read_ledger(path, targets=7)
-    with pytest.raises(DataError, match="remove it to score anew"):
+    with pytest.raises(DataError, match="remove the file to score anew"):
         open_ledger(path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 
-from flyweight.errors import InvalidArgumentError
-from flyweight.submission.script import compose
+from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.evaluate.config import AdaptConfig, NgramConfig, ScoreConfig
+from flyweight.submission.claim import Claim
+from flyweight.submission.script import compose, read_claim, write_script
 
 BASE = '''"""Docstring."""
 from __future__ import annotations
@@ -83,3 +87,35 @@ def main(): return Thing().value, getattr(Other(), "by_text")()
 def test_what_cannot_be_composed_is_named(second, match):
     with pytest.raises(InvalidArgumentError, match=match):
         compose({"flyweight.base": BASE, "flyweight.user": second}, entries=["main"])
+
+
+CLAIM = Claim(
+    weights_sha256="ab",
+    tokenizer_sha256="cd",
+    byte_codes=":4'=2",
+    protocols={
+        "sliding": ScoreConfig(ngram=NgramConfig(orders=(2,))),
+        "score-first": ScoreConfig(protocol="score-first", adapt=AdaptConfig(learn=("a", "b"))),
+    },
+    headline="score-first",
+)
+
+
+def test_a_claim_is_read_back_without_running_it():
+    assert read_claim(ast.parse(write_script(CLAIM))) == CLAIM
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("x = 1", "has 0 claims"),
+        (f"CLAIM = {CLAIM}\nCLAIM = {CLAIM}", "has 2 claims"),
+        ("CLAIM = Claim(headline='x')", "cannot be read"),
+        ("CLAIM = Claim(protocols=open('x'))", "cannot be read"),
+        (f"CLAIM = {CLAIM}".replace("2,)", "99,)"), "cannot be read.*orders"),
+        (f"CLAIM = {CLAIM}".replace("'ab'", "7"), "weights_sha256 is not a string"),
+    ],
+)
+def test_no_claim_that_can_be_read(text, match):
+    with pytest.raises(DataError, match=match):
+        read_claim(ast.parse(text))

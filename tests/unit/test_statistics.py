@@ -80,7 +80,7 @@ def test_only_the_old_mean_is_known():
     assert first.t == pytest.approx(0.0025 / math.sqrt(1e-6 / 3))
     assert first.degrees == pytest.approx(2)
     assert any("mean without error" in line for line in comparison.assumptions)
-    assert any("old: 1 seeds" in line for line in comparison.assumptions)
+    assert any("old: 1 seed," in line for line in comparison.assumptions)
 
 
 def test_too_few_seeds_and_other_tokenizers():

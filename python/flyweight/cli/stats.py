@@ -12,7 +12,7 @@ import click
 from flyweight.cli.output import emit, json_option, table
 from flyweight.errors import DataError
 from flyweight.submission.published import read_runs
-from flyweight.submission.statistics import Comparison, Runs, compare
+from flyweight.submission.statistics import Comparison, Runs, compare, count_seeds
 
 __all__ = ["command"]
 
@@ -79,4 +79,4 @@ def _as_text(comparison: Comparison) -> str:
 
 def _name(runs: Runs) -> str:
     seeds = runs.bpb or runs.loss
-    return f"{runs.name}: {len(seeds)} seeds, mean {fmean(seeds):.6f}"
+    return f"{runs.name}: {count_seeds(len(seeds))}, mean {fmean(seeds):.6f}"

@@ -7,6 +7,7 @@ from typing import Any
 from flyweight.cli.output import table
 from flyweight.errors import DataError
 from flyweight.stages import STAGES, Run
+from flyweight.submission.record import describe_score
 from flyweight.train.config import CONTAMINATED
 
 __all__ = ["check_audit", "run_facts", "run_text"]
@@ -72,21 +73,14 @@ def run_text(run: Run) -> str:
     if "audit" in stages:
         audit = stages["audit"]["facts"]
         rows = [(item["status"], item["name"], item["evidence"]) for item in audit["items"]]
-        verdict = "passed" if audit["passed"] else "FAILED"
-        blocks.append(f"{table(('audit', 'item', 'evidence'), rows)}\n\naudit {verdict}")
+        blocks.append(f"{table(('audit', 'item', 'evidence'), rows)}\n\naudit {audit['verdict']}")
     return "\n\n".join(blocks)
 
 
 def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str:
-    names = {
-        "float": "float weights, plain blocks",
-        "quantized": "artifact, plain blocks",
-        "sliding": "artifact, sliding windows",
-        "ttt": f"artifact, {results.get('ttt', {}).get('protocol', 'score-first')} TTT",
-    }
     rows = [
         (
-            names[name],
+            describe_score(name, r),
             r["bpb"],
             f"{r['bits']:,.1f}",
             r["bytes"],

@@ -76,6 +76,19 @@ class Tokenizer:
         ids = [document.tolist() for document in documents]
         return list(self._processor.decode(ids, num_threads=threads))
 
+    def pieces(self) -> list[bytes]:
+        """UTF-8 of each id, a space for its mark; of an id that is control or unknown nothing."""
+        found = []
+        for token in range(self.vocab_size):
+            piece = self._processor.id_to_piece(token)
+            if self.byte_table.is_boundary[token]:
+                found.append(b"")
+            elif self._processor.is_byte(token):
+                found.append(bytes([int(piece[1:-1], 16)]))
+            else:
+                found.append(piece.replace(_SPACE, " ").encode())
+        return found
+
     def document_bytes(self, documents: Sequence[Tokens], *, threads: int = 1) -> NDArray[np.int64]:
         """Bytes of each document by the table, proved equal to its decoded text.
 

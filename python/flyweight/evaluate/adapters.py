@@ -19,7 +19,7 @@ from torch.nn import functional
 from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoredChunk, Sliding
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.scorer import autocast, rows_that_fit
 from flyweight.model.transformer import Transformer
 
@@ -48,7 +48,7 @@ class ScoreFirst(Sliding):
         self,
         model: nn.Module,
         tokens: NDArray[Any],
-        ledger: Ledger,
+        ledger: Entries,
         config: ScoreConfig,
         peers: Alone | None = None,
     ) -> None:

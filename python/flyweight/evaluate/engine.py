@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.pace import Journal
 from flyweight.evaluate.scorer import Tilt, WindowScorer
 from flyweight.evaluate.window import Windows, plain_windows, sliding_windows, split_chunks
@@ -116,7 +116,7 @@ class ScoringEngine(ABC):
         self,
         model: nn.Module,
         tokens: NDArray[Any],
-        ledger: Ledger,
+        ledger: Entries,
         config: ScoreConfig,
         peers: Alone | None = None,
     ) -> None:

@@ -35,6 +35,8 @@ import hashlib
 import math
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +47,7 @@ from numpy.typing import NDArray
 
 from flyweight.errors import DataError, InvalidArgumentError
 
-__all__ = ["Ledger", "LedgerFile", "ledger_binding", "read_ledger"]
+__all__ = ["Entries", "Ledger", "LedgerFile", "ledger_binding", "read_ledger"]
 
 _LEDGER_MAGIC = b"FLYLEDGR"
 _LEDGER_VERSION = 1
@@ -54,7 +56,6 @@ _LEDGER_SIZES = struct.Struct("<QQ")
 _LEDGER_CHECK = 8
 _LEDGER_HEADER = _LEDGER_FIELDS.size + _LEDGER_CHECK
 _LEDGER_HEAD = _LEDGER_SIZES.size + _LEDGER_CHECK
-_LEDGER_REMEDY = "; remove the file to score anew"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,7 +114,17 @@ def ledger_binding(path: str | os.PathLike[str]) -> bytes | None:
         raise DataError(f"{path}: no readable ledger: {error}") from error
     if len(data) < _LEDGER_HEADER:
         return None
-    return _parse_ledger_header(data, os.fspath(path))[1]
+    with _ledger_remedy():
+        return _parse_ledger_header(data, os.fspath(path))[1]
+
+
+@contextmanager
+def _ledger_remedy() -> Iterator[None]:
+    """Says what who scores can do about a ledger that is no good; who audits wants to keep it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error}; remove the file to score anew") from error
 
 
 def _parse_ledger(data: bytes, path: str) -> LedgerFile:
@@ -129,9 +140,7 @@ def _parse_ledger(data: bytes, path: str) -> LedgerFile:
         sizes = data[offset : offset + _LEDGER_SIZES.size]
         check = data[offset + _LEDGER_SIZES.size : offset + _LEDGER_HEAD]
         if check != _ledger_check(chain + sizes):
-            raise DataError(
-                f"{where}: its sizes were changed after they were written{_LEDGER_REMEDY}"
-            )
+            raise DataError(f"{where}: its sizes were changed after they were written")
         first, count = _LEDGER_SIZES.unpack(sizes)
         end = offset + _LEDGER_HEAD + 8 * count
         if len(data) - end < len(chain):
@@ -139,9 +148,7 @@ def _parse_ledger(data: bytes, path: str) -> LedgerFile:
         body = data[offset + _LEDGER_HEAD : end]
         chain = hashlib.sha256(chain + sizes + body).digest()
         if data[end : end + len(chain)] != chain:
-            raise DataError(
-                f"{where}: its scores do not match its hash: they were changed{_LEDGER_REMEDY}"
-            )
+            raise DataError(f"{where}: its scores do not match its hash: they were changed")
         try:
             _enter_scores(nats, first, np.frombuffer(body, "<f8"))
         except InvalidArgumentError as error:
@@ -165,9 +172,7 @@ def _parse_ledger_header(data: bytes, path: str) -> tuple[int, bytes]:
     if version != _LEDGER_VERSION:
         raise DataError(f"{path}: ledger version {version}, expected {_LEDGER_VERSION}")
     if data[_LEDGER_FIELDS.size : _LEDGER_HEADER] != _ledger_check(data[: _LEDGER_FIELDS.size]):
-        raise DataError(
-            f"{path}: the header of the ledger was changed after it was written{_LEDGER_REMEDY}"
-        )
+        raise DataError(f"{path}: the header of the ledger was changed after it was written")
     return targets, binding
 
 
@@ -195,67 +200,24 @@ def _enter_scores(nats: NDArray[np.float64], first: int, scores: NDArray[np.floa
     nats[first : first + scores.size] = scores
 
 
-class Ledger:
-    """The scores of one stream while they are written; a context manager.
+class Entries:
+    """The scores of one stream and the chain over them, as any process has them in memory.
 
     Parameters
     ----------
-    path : the file; a new one is made, an unfinished one is continued
-    targets : targets of the stream
-    binding : 32 bytes, SHA-256 of what fixes the scores
-
-    Raises
-    ------
-    DataError
-        The file is no ledger, was changed, belongs to other targets or another binding, or is being
-        written by another process.
+    path : of the ledger that they are in
+    nats : (targets,) float64, NaN where there is no score yet; taken over
+    chain : 32 bytes, hash over everything up to here
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, targets: int, binding: bytes) -> None:
-        self.path = Path(path)
-        if len(binding) != 32:
-            raise InvalidArgumentError(f"ledger: binding of {len(binding)} bytes, expected 32")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._lock()
-            known = self._open(_make_ledger_header(targets, binding))
-        except BaseException:
-            self.close()
-            raise
-        self._nats, self._chain, self._size = known.nats, known.chain, known.whole_bytes
+    def __init__(self, path: Path, nats: NDArray[np.float64], chain: bytes) -> None:
+        self.path, self._nats, self._chain = path, nats, chain
 
-    def _open(self, header: bytes) -> LedgerFile:
-        data = self.path.read_bytes()
-        if header.startswith(data):  # new, or killed while the header was written
-            data = header
-            self._write(0, header)
-        _parse_ledger_header(data, os.fspath(self.path))
-        if data[: len(header)] != header:  # before memory is taken for a foreign header's targets
-            raise DataError(
-                f"{self.path}: this ledger is of other tokens, another model or another config: "
-                "remove it to score anew"
-            )
-        known = _parse_ledger(data, os.fspath(self.path))
-        os.ftruncate(self._descriptor, known.whole_bytes)
-        return known
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{self.path}: another process is writing this ledger") from error
-
-    def _write(self, offset: int, data: bytes) -> None:
-        os.ftruncate(self._descriptor, offset)
-        rest = memoryview(data)
-        while rest:
-            done = os.pwrite(self._descriptor, rest, offset)
-            rest, offset = rest[done:], offset + done
-        os.fsync(self._descriptor)
+    def _keep(self, record: bytes) -> None:
+        """Nothing: whoever has the file writes."""
 
     def append(self, first: int, nats: NDArray[np.float64]) -> None:
-        """Enter the final scores of a chunk; they are on disk when this returns.
+        """Enter the final scores of a chunk; they are kept when this returns.
 
         Parameters
         ----------
@@ -276,11 +238,11 @@ class Ledger:
         chain = hashlib.sha256(self._chain + sizes + body).digest()
         record = sizes + _ledger_check(self._chain + sizes) + body + chain
         try:
-            self._write(self._size, record)
+            self._keep(record)
         except BaseException:
             self._nats[first : first + scores.size] = math.nan
             raise
-        self._chain, self._size = chain, self._size + len(record)
+        self._chain = chain
 
     def recorded(self, first: int, stop: int) -> NDArray[np.float64] | None:
         """Scores of the targets ``first .. stop - 1``, or None when none of them is scored yet.
@@ -335,6 +297,71 @@ class Ledger:
                 f"first is {int(np.argmax(missing))}"
             )
         return self._nats.copy()
+
+
+class Ledger(Entries):
+    """Scores whose file is in this process's hands; a context manager.
+
+    Parameters
+    ----------
+    path : the file; a new one is made, an unfinished one is continued
+    targets : targets of the stream
+    binding : 32 bytes, SHA-256 of what fixes the scores
+
+    Raises
+    ------
+    DataError
+        The file is no ledger, was changed, belongs to other targets or another binding, or is being
+        written by another process.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, targets: int, binding: bytes) -> None:
+        self.path = Path(path)
+        if len(binding) != 32:
+            raise InvalidArgumentError(f"ledger: binding of {len(binding)} bytes, expected 32")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock()
+            with _ledger_remedy():
+                known = self._open(_make_ledger_header(targets, binding))
+        except BaseException:
+            self.close()
+            raise
+        super().__init__(self.path, known.nats, known.chain)
+        self._size = known.whole_bytes
+
+    def _open(self, header: bytes) -> LedgerFile:
+        data = self.path.read_bytes()
+        if header.startswith(data):  # new, or killed while the header was written
+            data = header
+            self._write(0, header)
+        _parse_ledger_header(data, os.fspath(self.path))
+        if data[: len(header)] != header:  # before memory is taken for a foreign header's targets
+            raise DataError(
+                f"{self.path}: this ledger is of other tokens, another model or another config"
+            )
+        known = _parse_ledger(data, os.fspath(self.path))
+        os.ftruncate(self._descriptor, known.whole_bytes)
+        return known
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{self.path}: another process is writing this ledger") from error
+
+    def _write(self, offset: int, data: bytes) -> None:
+        os.ftruncate(self._descriptor, offset)
+        rest = memoryview(data)
+        while rest:
+            done = os.pwrite(self._descriptor, rest, offset)
+            rest, offset = rest[done:], offset + done
+        os.fsync(self._descriptor)
+
+    def _keep(self, record: bytes) -> None:
+        self._write(self._size, record)
+        self._size += len(record)
 
     def close(self) -> None:
         """Release the file; what was appended stays."""

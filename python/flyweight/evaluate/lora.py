@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.config import LoraConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoringEngine
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.nonfinite import why_not_finite
 from flyweight.evaluate.scorer import autocast, target_nats
 from flyweight.evaluate.window import Windows
@@ -222,7 +222,7 @@ class PerDocument(ScoringEngine):
         self,
         model: nn.Module,
         tokens: NDArray[Any],
-        ledger: Ledger,
+        ledger: Entries,
         config: ScoreConfig,
         peers: Alone | None = None,
     ) -> None:

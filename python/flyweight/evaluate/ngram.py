@@ -23,7 +23,7 @@ from flyweight.errors import DataError
 from flyweight.evaluate.adapters import ScoreFirst
 from flyweight.evaluate.config import NgramConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoredChunk, ScoringEngine, Sliding
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.scorer import Tilt
 from flyweight.evaluate.window import Windows
 
@@ -203,7 +203,7 @@ class _WithHints(ScoringEngine):
         self,
         model: nn.Module,
         tokens: NDArray[Any],
-        ledger: Ledger,
+        ledger: Entries,
         config: ScoreConfig,
         peers: Alone | None = None,
     ) -> None:

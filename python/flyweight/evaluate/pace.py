@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Journal", "Pace"]
 
+SLOWDOWN = 3.0
+"""A phase is begun only if it and plain blocks for the rest would end in time on a machine that is
+from now on so many times slower than it was. Another job on the cores was seen to cost 2.5; what
+is held back shrinks with what is left, to that of one chunk."""
 _RESERVE = 1.05
-"""What is planned may take that much longer: a measured chunk is no promise for the next."""
+"""At the speed that was measured, what is planned may take that much longer."""
 _COST = {"score": 1.0, "plain": 1.0, "adapt": 3.0}
 """Of a token in each phase, where it was not measured: forward and backward are three forward."""
 
@@ -24,17 +28,19 @@ class Pace:
     Parameters
     ----------
     deadline : seconds; None is no end
-    seconds_per_token : of a pass forward, until it is measured on the stream
+    seconds_per_token : by phase, of a pass forward, until it is measured on the stream; plain
+        blocks take longer than windows, since all of their positions are scored
     clock : seconds, rising
     """
 
     def __init__(
         self,
         deadline: float | None,
-        seconds_per_token: float = 0.0,
+        seconds_per_token: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._deadline, self._assumed, self._clock = deadline, seconds_per_token, clock
+        self._deadline, self._clock = deadline, clock
+        self._assumed = seconds_per_token or {}
         self._begin = clock()
         self.seconds = dict.fromkeys(_COST, 0.0)
         self._tokens = dict.fromkeys(_COST, 0)
@@ -49,18 +55,27 @@ class Pace:
 
     def fits(self, **tokens: int) -> bool:
         """Whether phases that go over so many tokens will end before the deadline."""
+        return self._ends(_RESERVE, tokens)
+
+    def is_safe(self, **tokens: int) -> bool:
+        """Whether they would on a machine that becomes `SLOWDOWN` times slower now."""
+        return self._ends(SLOWDOWN, tokens)
+
+    def _ends(self, reserve: float, tokens: Mapping[str, int]) -> bool:
         if self._deadline is None:
             return True
         wanted = sum(self._rate(phase) * count for phase, count in tokens.items())
-        return self._clock() - self._begin + _RESERVE * wanted < self._deadline
+        return self._clock() - self._begin + reserve * wanted < self._deadline
 
     def _rate(self, phase: str) -> float:
-        """Seconds per token: measured, or from another phase that was."""
-        for other in (phase, "score", "plain"):
-            if self._tokens[other]:
-                rate = self.seconds[other] / self._tokens[other]
-                return rate * _COST[phase] / _COST[other]
-        return self._assumed * _COST[phase]
+        """Seconds per token: measured, or assumed, or from another phase."""
+        known = {name: self.seconds[name] / n for name, n in self._tokens.items() if n}
+        for rates in (known, self._assumed):
+            if phase in rates:
+                return rates[phase]
+        rates = {**self._assumed, **known}
+        other = next((name for name in ("score", "plain") if name in rates), None)
+        return rates[other] * _COST[phase] / _COST[other] if other else 0.0
 
 
 class Journal:

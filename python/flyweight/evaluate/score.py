@@ -23,7 +23,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.bpb import score_targets
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.engine import ScoredChunk
-from flyweight.evaluate.ledger import Ledger, ledger_binding
+from flyweight.evaluate.ledger import Entries, Ledger, ledger_binding
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult, score_binding
 from flyweight.evaluate.ttt import score_stream
@@ -93,7 +93,7 @@ def score_data(
     deadline : seconds that scoring may take, those of killed runs included and compilation apart;
         None is no end
     peers : the processes that share the work and make the same call; the first one writes
-    show_progress : a bar with the running bits per byte on stderr
+    show_progress : a bar with the nats per token of the newest chunk on stderr
 
     Returns
     -------
@@ -101,7 +101,7 @@ def score_data(
     ``seconds`` (if ``was_resumed``, those of killed runs included; ``phases`` are of the last run
     alone), ``coverage``, how many
     ``chunks`` there are, were adapted to and had to be scored in plain blocks, ``processes``,
-    ``chain`` of the ledger, the ``config``, and a line of ``text``
+    ``chain`` of the ledger, the ``config`` and its ``method``, and a line of ``text``
 
     Raises
     ------
@@ -123,7 +123,7 @@ def score_data(
 
         def advance(chunk: ScoredChunk) -> None:
             bar.update(chunk.stop - chunk.start)
-            bar.set_postfix(loss=f"{chunk.nats.mean():.4f}")
+            bar.set_postfix_str(f"{chunk.nats.mean():.4f} nats per token")
 
         result = score_stream(
             model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
@@ -135,6 +135,7 @@ def score_data(
     score = score_targets(result.nats, tokens, counter)
     return {
         "protocol": config.protocol,
+        "method": config.method,
         "contaminated": contaminated,
         "bpb": score.bpb,
         "bits": score.bits,
@@ -171,7 +172,7 @@ def _fallback_text(result: StreamResult, deadline: float | None) -> str:
 
 def _open_ledger(
     path: Path, targets: int, binding: bytes, peers: Together | None
-) -> AbstractContextManager[Ledger]:
+) -> AbstractContextManager[Entries]:
     """The ledger of this model, config and text; one of anything else is begun anew."""
     if peers is None or peers.world.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,15 +78,21 @@ class WindowScorer:
         if config.compile:
             self._compiled = torch.compile(target_nats, fullgraph=True, dynamic=False)
 
-    def warm_up(self) -> int:
-        """Run one usual batch of zeros, which compiles it, and wait; how many tokens it had."""
+    def warm_up(self, *, plainly: bool = False) -> int:
+        """Run one usual batch of zeros, which compiles it, and wait; how many tokens it had.
+
+        Parameters
+        ----------
+        plainly : a batch of blocks without overlap, as a deadline's fallback has them
+        """
+        scored = self._length if plainly else self._usual
         shape, device = (self.batch_windows, self._length + 1), self._tokens_T.device
         with torch.inference_mode(), autocast(device, self._precision):
             rows_BL = torch.zeros(shape, dtype=torch.int64, device=device)
-            hints_BS = rows_BL.new_zeros(self.batch_windows, self._usual)
+            hints_BS = rows_BL.new_zeros(self.batch_windows, scored)
             hints = (hints_BS, hints_BS.float())
-            function = self._compiled or target_nats
-            found = function(self._model, rows_BL, self._usual, *(hints if self.is_tilted else ()))
+            function = target_nats if scored > self._usual else self._compiled or target_nats
+            found = function(self._model, rows_BL, scored, *(hints if self.is_tilted else ()))
             found.sum().item()
         return self.batch_windows * self._length
 

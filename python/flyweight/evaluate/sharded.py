@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flyweight.errors import DataError
 from flyweight.evaluate.engine import Alone, Item
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries, Ledger
 from flyweight.evaluate.scorer import Tilt, WindowScorer
 from flyweight.evaluate.window import Windows, window_batches
 from flyweight.train.distributed import World
@@ -145,21 +145,10 @@ def gather_in_order(own: NDArray[np.float64], world: World) -> NDArray[np.float6
     return np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=True)])
 
 
-class _Copy(Ledger):
-    """Scores and chain of a ledger whose file is in the first process's hands."""
-
-    def __init__(self, path: Path, nats: NDArray[np.float64], chain: bytes) -> None:
-        self.path, self._nats, self._chain = path, nats, chain
-        self._size, self._descriptor = 0, -1
-
-    def _write(self, offset: int, data: bytes) -> None:
-        """Nothing: the first process writes."""
-
-
 @contextmanager
 def open_shared_ledger(
     path: str | os.PathLike[str], *, targets: int, binding: bytes, world: World
-) -> Iterator[Ledger]:
+) -> Iterator[Entries]:
     """A ledger that all processes enter the same scores in; the first one has the file.
 
     Raises
@@ -179,10 +168,10 @@ def open_shared_ledger(
         return
     chain_now = world.spread(torch.empty(32, dtype=torch.uint8)).numpy().tobytes()
     nats = world.spread(torch.empty(targets, dtype=torch.float64)).numpy()
-    yield _Copy(Path(path), nats, chain_now)
+    yield Entries(Path(path), nats, chain_now)
 
 
-def check_agreement(ledger: Ledger, world: World) -> None:
+def check_agreement(ledger: Entries, world: World) -> None:
     """Hold the chains of all processes against each other, at the end of a stream.
 
     Raises

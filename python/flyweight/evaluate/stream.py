@@ -67,7 +67,9 @@ def run_engine(
     -----
     Before each chunk the plan is made anew from measured seconds. A chunk is learned from if all
     that is left can still be scored under the protocol, and scored under the protocol if the rest
-    behind it can still be scored in plain blocks. So coverage is complete whatever the deadline.
+    behind it can still be scored in plain blocks. Either is begun only where it and plain blocks
+    for the rest would be in time even if the machine became `SLOWDOWN` times slower. Coverage is
+    complete whatever the deadline; one that plain blocks alone do not keep is overrun.
     """
     ledger, chunks = engine.ledger, range(len(engine.chunks))
     is_open = ledger.scored < ledger.targets
@@ -79,7 +81,8 @@ def run_engine(
     for index in chunks:
         recorded = engine.is_recorded(index)
         if scored is not None and engine.tokens_to_learn(scored.index):
-            learns = _should_learn(engine, pace, scored.index, sum(costs[index:]), recorded)
+            left = {"score": sum(costs[index:]), "plain": sum(plain_costs[index:])}
+            learns = _should_learn(engine, pace, scored.index, left, recorded)
             learned += learns
             if learns and is_open:  # where all is scored there is nothing to learn for
                 with pace.measure("adapt", engine.tokens_to_learn(scored.index)):
@@ -87,8 +90,8 @@ def run_engine(
                     engine.wait()
         plainly = bool(engine.journal.read(index, "plain"))
         if not recorded:
-            fits = pace.fits(score=costs[index], plain=sum(plain_costs[index + 1 :]))
-            plainly = not engine.peers.decide(fits)
+            is_safe = pace.is_safe(score=costs[index], plain=sum(plain_costs[index + 1 :]))
+            plainly = not engine.peers.decide(is_safe)
         cost = (plain_costs if plainly else costs)[index]
         with pace.measure("plain" if plainly else "score", 0 if recorded else cost):
             scored = engine.score(index, plainly=plainly)
@@ -113,28 +116,30 @@ def _prepare(
     engine: ScoringEngine, deadline: float | None, is_open: bool
 ) -> tuple[float, int, Pace]:
     """Compile, and look how fast a usual batch is; the clock starts behind that."""
-    begin, rate = time.perf_counter(), 0.0
+    begin, rates = time.perf_counter(), {}
     if is_open and engine.config.compile:
         engine.warm_up()
-    if deadline:
-        engine.scorer.warm_up()
+    for phase in ("score", "plain") if deadline else ():
+        engine.scorer.warm_up(plainly=phase == "plain")
         probe = time.perf_counter()
-        tokens = engine.scorer.warm_up()
-        rate = (time.perf_counter() - probe) / tokens
+        tokens = engine.scorer.warm_up(plainly=phase == "plain")
+        rates[phase] = (time.perf_counter() - probe) / tokens
     seconds = time.perf_counter() - begin
     engine.journal.start()
     left = None if deadline is None else deadline - engine.journal.former_seconds
-    return seconds, counters["stats"]["unique_graphs"], Pace(left, rate)
+    return seconds, counters["stats"]["unique_graphs"], Pace(left, rates)
 
 
 def _should_learn(
-    engine: ScoringEngine, pace: Pace, index: int, tokens_left: int, is_past: bool
+    engine: ScoringEngine, pace: Pace, index: int, left: dict[str, int], is_past: bool
 ) -> bool:
     """As an earlier life did, where the next chunk was scored in one; else what the clock says."""
     if is_past:
         answer = engine.journal.read(index + 1, "learned") is not False
     else:
-        answer = pace.fits(adapt=engine.tokens_to_learn(index), score=tokens_left)
+        cost = engine.tokens_to_learn(index)
+        answer = pace.fits(adapt=cost, score=left["score"])
+        answer = answer and pace.is_safe(adapt=cost, plain=left["plain"])
     return engine.peers.decide(answer)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from flyweight.evaluate.adapters import ScoreFirst
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.engine import Alone, Plain, ScoredChunk, ScoringEngine, Sliding
-from flyweight.evaluate.ledger import Ledger
+from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.lora import PerDocument
 from flyweight.evaluate.ngram import NgramScoreFirst, NgramSliding
 from flyweight.evaluate.stream import StreamResult, run_engine
@@ -31,7 +31,7 @@ ENGINES: dict[str, type[ScoringEngine]] = {
 def score_stream(
     model: nn.Module,
     tokens: NDArray[Any],
-    ledger: Ledger,
+    ledger: Entries,
     config: ScoreConfig,
     *,
     deadline: float | None = None,

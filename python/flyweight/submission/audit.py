@@ -17,9 +17,12 @@ from flyweight.submission.common_checks import COMMON_CHECKS
 from flyweight.submission.decode_streams import FlyError
 from flyweight.submission.foreign import FOREIGN_CHECKS
 from flyweight.submission.readme import markdown_table
-from flyweight.submission.subject import Status, Subject
+from flyweight.submission.subject import NotCheckedError, Status, Subject
 
 __all__ = ["AuditItem", "AuditReport", "audit_folder"]
+
+
+_NOT_CHECKED = "not checked: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,9 @@ class AuditItem:
     status: Status
     """``WARN`` is for what a person should look at, or what could not be checked."""
     evidence: str
-    """What was found."""
+    """What was found, or why nothing was looked for."""
+    was_checked: bool = True
+    """False where something that the check needs was not there; then it is a ``WARN``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +58,38 @@ class AuditReport:
         """Names of the checks that failed."""
         return [item.name for item in self.items if item.status == "FAIL"]
 
+    @property
+    def unchecked(self) -> list[str]:
+        """Names of the checks that could not be done."""
+        return [item.name for item in self.items if not item.was_checked]
+
+    @property
+    def verdict(self) -> str:
+        """One line: passed or failed, and how many items were not checked, and why."""
+        head = "passed" if self.passed else f"FAILED {', '.join(self.failed)}"
+        if not self.unchecked:
+            return f"{head}; all {len(self.items)} items were checked"
+        reasons: dict[str, list[str]] = {}
+        for item in self.items:
+            if not item.was_checked:
+                reasons.setdefault(item.evidence.removeprefix(_NOT_CHECKED), []).append(item.name)
+        said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        return f"{head}; {len(self.unchecked)} of {len(self.items)} items not checked ({said})"
+
     def to_json(self) -> dict[str, Any]:
-        """``passed`` and ``items``."""
-        return {"passed": self.passed, "items": [asdict(item) for item in self.items]}
+        """``passed``, ``verdict``, ``unchecked`` and ``items``."""
+        return {
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "unchecked": self.unchecked,
+            "items": [asdict(item) for item in self.items],
+        }
 
     def to_markdown(self) -> str:
-        """A table to paste."""
+        """A table to paste, and below it the verdict."""
         rows = [(item.name, item.status, item.evidence) for item in self.items]
-        return markdown_table(("check", "status", "evidence"), rows)
+        table = markdown_table(("check", "status", "evidence"), rows)
+        return f"{table}\n\n{self.verdict}"
 
 
 def audit_folder(
@@ -100,14 +129,19 @@ def audit_folder(
         timeout_seconds=timeout_seconds,
         ledgers=Path(ledgers) if ledgers is not None else None,
     )
-    items = []
+    items: list[AuditItem] = []
     checks = BUNDLE_CHECKS if subject.is_bundle else FOREIGN_CHECKS
     for name, check in (checks | COMMON_CHECKS).items():
+        was_checked = True
         try:
             status, evidence = check(subject)
+        except NotCheckedError as reason:
+            status, evidence, was_checked = "WARN", f"{_NOT_CHECKED}{reason}", False
         except (FlyweightError, FlyError, OSError) as error:
             status, evidence = "FAIL", str(error)
         except RecursionError:  # comparing or printing what was just shallow enough to be read
             status, evidence = "FAIL", "a file of the folder is nested too deeply"
-        items.append(AuditItem(name=name, status=status, evidence=evidence))
+        items.append(
+            AuditItem(name=name, status=status, evidence=evidence, was_checked=was_checked)
+        )
     return AuditReport(folder=root, items=tuple(items))

@@ -12,14 +12,12 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flyweight.data.byte_counts import ByteTable
 from flyweight.data.info import check_hashes
 from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import iter_chunks, read_shard
 from flyweight.data.sidecar import validation_counter
-from flyweight.errors import DataError
 from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget, read_code
 from flyweight.submission.bundle import (
@@ -34,7 +32,16 @@ from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.model_checks import MODEL_CHECKS
 from flyweight.submission.record import CLOCK_SECONDS, MEASURED
-from flyweight.submission.subject import RESULT, Status, Subject, Verdict, parse_object, value_at
+from flyweight.submission.script import read_claim
+from flyweight.submission.subject import (
+    RESULT,
+    NotCheckedError,
+    Status,
+    Subject,
+    Verdict,
+    parse_object,
+    value_at,
+)
 from flyweight.train.config import CONTAMINATED
 
 __all__ = ["BPB_TOLERANCE", "BUNDLE_CHECKS"]
@@ -149,8 +156,6 @@ def _check_imports(subject: Subject) -> Verdict:
 
 def _check_round_trip(subject: Subject) -> Verdict:
     """A fresh process decodes the shipped bytes and scores what was logged."""
-    if subject.data is None:
-        return "WARN", "not run: no validation data was given"
     result, recorded = subject.result, subject.recorded("val_bpb", float)
     weights = value_at(result, RESULT, "weights_sha256", kinds=(str,))
     if weights != subject.recorded("weights_sha256", str):
@@ -176,9 +181,7 @@ def _check_round_trip(subject: Subject) -> Verdict:
 def _check_bytes(subject: Subject) -> Verdict:
     """Byte table, bytes and targets are those of tokenizer and shards, counted anew."""
     data = subject.data
-    if data is None:
-        return "WARN", "not checked: no validation data was given"
-    codes = _claimed_codes(subject.script)
+    codes = read_byte_codes(read_claim(subject.script).byte_codes)
     counter = validation_counter(data)
     rebuilt = counter.to_codes() if isinstance(counter, ByteTable) else np.empty(0)
     if codes.shape != rebuilt.shape or (codes != rebuilt).any():
@@ -206,12 +209,19 @@ def _check_bytes(subject: Subject) -> Verdict:
 
 def _check_ledgers(subject: Subject) -> Verdict:
     """Ledgers hold one final score for each target, and give the recorded scores again."""
-    if subject.data is None or subject.ledgers is None:
-        return "WARN", "not replayed: no validation data or no ledgers were given"
+    data = subject.data
+    if subject.ledgers is None:
+        raise NotCheckedError("no ledgers were given (--ledgers)")
     scores = subject.recorded("scores", dict)
     for name in scores:
         value_at(scores, RECORD_FILE, name, "chain", kinds=(str,))
-    wrong, evidence = replay_scores(subject.ledgers, subject.data, scores)
+    wrong, evidence = replay_scores(
+        subject.ledgers,
+        data,
+        scores,
+        claim=read_claim(subject.script),
+        artifact_sha256=hashlib.sha256(subject.read(ARTIFACT_FILE)).hexdigest(),
+    )
     return ("FAIL", wrong[0]) if wrong else ("PASS", evidence)
 
 
@@ -232,11 +242,9 @@ def _check_clocks(subject: Subject) -> Verdict:
 def _check_data(subject: Subject) -> Verdict:
     """Validation files have their stored hashes, and no document that training has too."""
     data = subject.data
-    if data is None:
-        return "WARN", "not checked: no validation data was given"
     check_hashes(data.folder, data.val.shards + data.val.byte_counts)
     if not data.train.shards:
-        return "WARN", "not checked: the folder has no training shards"
+        raise NotCheckedError("the data folder has no training shards")
     overlap = overlapping_documents(data.folder, data.folder)
     evidence = (
         f"{overlap.shared_val:,} of {overlap.val_documents:,} validation documents are training "
@@ -247,17 +255,6 @@ def _check_data(subject: Subject) -> Verdict:
     # Web text repeats a page now and then; a split that went wrong repeats most of them.
     found: Status = "FAIL" if overlap.share > MOST_REPEATED else "WARN"
     return found, f"{evidence}, the first as {overlap.first}"
-
-
-def _claimed_codes(script: ast.Module) -> NDArray[np.uint16]:
-    """The byte table in a script, ``(vocab,)``."""
-    for node in ast.walk(script):
-        if isinstance(node, ast.keyword) and node.arg == "byte_codes":
-            text = node.value.value if isinstance(node.value, ast.Constant) else None
-            if not isinstance(text, str):
-                raise DataError(f"{SCRIPT_FILE}: its byte table is not a string")
-            return read_byte_codes(text)
-    raise DataError(f"{SCRIPT_FILE}: no byte table found in it")
 
 
 BUNDLE_CHECKS: dict[str, Callable[[Subject], Verdict]] = {

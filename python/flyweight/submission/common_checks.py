@@ -1,4 +1,4 @@
-"""Checks of the auditor that are the same for every folder: statistics and the static scan."""
+"""Checks of the auditor that are the same for every folder: answers, statistics, static scan."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 
 from flyweight.submission.bundle import RECORD_FILE
+from flyweight.submission.paid_prefix import TEXT_PIECE, TOKEN_PIECE, index_validation
 from flyweight.submission.published import read_runs
 from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.statistics import count_seeds
 from flyweight.submission.subject import Subject, Verdict
 
 __all__ = ["COMMON_CHECKS"]
@@ -18,7 +20,7 @@ def _check_statistics(subject: Subject) -> Verdict:
     runs = read_runs(subject.record, name=RECORD_FILE)
     if not runs.bpb:
         return "WARN", f"{RECORD_FILE} has no val_bpb that is a number"
-    evidence = f"{len(runs.bpb)} seeds, mean {fmean(runs.bpb):.8f} bpb"
+    evidence = f"{count_seeds(len(runs.bpb))}, mean {fmean(runs.bpb):.8f} bpb"
     mean = subject.record.get("val_bpb")
     if isinstance(mean, float) and len(runs.bpb) > 1:
         evidence += f", standard deviation {stdev(runs.bpb):.6f}, recorded {mean!r}"
@@ -51,7 +53,23 @@ def _check_scan(subject: Subject) -> Verdict:
     return "PASS", f"{evidence}; no finding; names of files in it: {', '.join(names) or 'none'}"
 
 
+def _check_paid_prefix(subject: Subject) -> Verdict:
+    """No file of the folder, counted or not, has the text that is to be predicted."""
+    indexes = index_validation(subject.data)
+    paths = sorted(path for path in subject.root.rglob("*") if path.is_file())
+    for path in paths:
+        for index in indexes:
+            if (place := index.find(path)) is not None:
+                name = path.relative_to(subject.root).as_posix()
+                return "FAIL", f"a paid prefix: {name} has {index.kind} at byte {place:,}"
+    return "PASS", (
+        f"{len(paths)} files: no run of {2 * TOKEN_PIECE} validation tokens as 16-bit ids nor of "
+        f"{2 * TEXT_PIECE} bytes of their text; what is compressed would not be seen"
+    )
+
+
 COMMON_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
+    "paid prefix": _check_paid_prefix,
     "statistics": _check_statistics,
     "static scan": _check_scan,
 }

@@ -19,7 +19,7 @@ from flyweight.submission.bundle import README_FILE, RECORD_FILE, REQUIREMENTS_F
 from flyweight.submission.published import LogFacts, SeedClaim
 from flyweight.submission.record import CLOCK_SECONDS
 from flyweight.submission.scan import opened_files
-from flyweight.submission.subject import Subject, Verdict
+from flyweight.submission.subject import NotCheckedError, Subject, Verdict
 
 __all__ = ["ANCHORS", "FOREIGN_CHECKS"]
 
@@ -35,7 +35,7 @@ _CUT = 2e-4
 _OVERSHOOT_SECONDS = 1.0
 _LEAK_SHARDS = 1499
 _LEAK_TOKENS = (9_600_000, 9_720_000)
-_NOT_RUN = "not run: foreign code is only read; flyweight.evaluate.probes takes any callable"
+_NOT_RUN = "foreign code is only read; flyweight.evaluate.probes takes any callable"
 
 
 def _check_files(subject: Subject) -> Verdict:
@@ -250,11 +250,11 @@ def _check_data(subject: Subject) -> Verdict:
 
 
 def _not_run(subject: Subject) -> Verdict:
-    return "WARN", _NOT_RUN
+    raise NotCheckedError(_NOT_RUN)
 
 
 def _round_trip(subject: Subject) -> Verdict:
-    return "WARN", "not run: there is no model in the folder that flyweight can decode"
+    raise NotCheckedError("there is no model in the folder that flyweight can decode")
 
 
 FOREIGN_CHECKS: dict[str, Callable[[Subject], Verdict]] = {

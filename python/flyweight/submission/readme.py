@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flyweight.submission.budget import ByteBudget
-from flyweight.submission.record import Record
+from flyweight.submission.record import Record, describe_score
 from flyweight.train.config import CONTAMINATED
 
 __all__ = ["markdown_table", "write_readme"]
-
-_MEANING = {
-    "float": "before quantization, blocks without overlap",
-    "quantized": "the artifact, blocks without overlap",
-    "sliding": "the artifact, overlapping windows",
-    "ttt": "the artifact, windows, learning from each chunk after it was scored",
-}
 
 _WARNING = (
     "The model learned the validation text before it was scored on it, so these scores say nothing "
@@ -32,7 +25,7 @@ def write_readme(record: Record, budget: ByteBudget, *, classes: Mapping[str, in
     classes : bytes by class, ``code`` among them; they sum to the total
     """
     scores = [
-        (name, _MEANING.get(name, ""), f"{s['bpb']:.8f}", f"{s['bits']:.3f}", f"{s['bytes']:,}",
+        (name, describe_score(name, s), f"{s['bpb']:.8f}", f"{s['bits']:.3f}", f"{s['bytes']:,}",
          f"{s['targets']:,}", f"{s['seconds']:.1f}")
         for name, s in record.scores.items()
     ]  # fmt: skip

@@ -15,7 +15,15 @@ from typing import Any
 from flyweight.errors import DataError
 from flyweight.submission.budget import CAP_BYTES, ByteBudget
 
-__all__ = ["MEASURED", "PROTOCOLS", "Record", "headline_score", "make_record", "manifest_values"]
+__all__ = [
+    "MEASURED",
+    "PROTOCOLS",
+    "Record",
+    "describe_score",
+    "headline_score",
+    "make_record",
+    "manifest_values",
+]
 
 CLOCK_SECONDS = 600.0
 """What training may take, and again what evaluation may take."""
@@ -35,7 +43,16 @@ MEASURED = (
     "scores",
 )
 """Fields that log and ``submission.json`` must have in common, to the last digit."""
-_SCORE_FIELDS = ("bpb", "bits", "bytes", "nats", "targets", "seconds", "chain")
+_SCORE_FIELDS = (
+    *("bpb", "bits", "bytes", "nats", "targets", "seconds", "chain"),
+    *("method", "deadline", "chunks", "adapted_chunks", "plain_chunks"),
+)
+_WAYS = {
+    "plain": "plain blocks",
+    "sliding": "sliding windows",
+    "score-first": "score-first TTT",
+    "per-document": "per-document TTT",
+}
 _SCORED = ("val_bpb", "val_loss", "pre_quant_val_bpb", "seed_results", "scores")
 
 
@@ -89,7 +106,8 @@ class Record:
     """Seed to its measured values."""
     scores: dict[str, dict[str, Any]]
     """Score name (``float``, ``quantized``, ``sliding``, ``ttt``) to bpb, its numerator (bits) and
-    denominator (bytes), nats, targets, seconds and the chain of its ledger."""
+    denominator (bytes), nats, targets, seconds and the chain of its ledger; the method, the
+    deadline, and how many chunks there are, were learned from, and are in plain blocks for it."""
     compliance: dict[str, bool]
     """Rules of the challenge that can be decided from measured values."""
 
@@ -137,6 +155,26 @@ def make_record(
 def headline_score(names: Collection[str]) -> str:
     """The score that a submission claims, of those it has: ``ttt`` before ``sliding``."""
     return "ttt" if "ttt" in names else "sliding"
+
+
+def describe_score(name: str, score: Mapping[str, Any]) -> str:
+    """What was scored and how, for people; what a deadline took away is said.
+
+    Parameters
+    ----------
+    name : ``float``, or of a score of the artifact
+    score : with ``method``, ``deadline``, ``chunks``, ``adapted_chunks`` and ``plain_chunks``
+    """
+    protocol, _, hints = score["method"].partition(" ")
+    said = f"{'float weights' if name == 'float' else 'artifact'}, {_WAYS[protocol]}"
+    said += f" {hints}" if hints else ""
+    if score["deadline"] is None or protocol == "plain":
+        return said
+    chunks, plain = score["chunks"], score["plain_chunks"]
+    said += f"; deadline {score['deadline']:g} s: {plain / chunks:.0%} of it in plain blocks"
+    if protocol != "sliding":
+        said += f", {score['adapted_chunks'] / chunks:.0%} learned from"
+    return said
 
 
 @contextmanager

@@ -14,12 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
+from typing import Any
 
 import flyweight
-from flyweight.errors import InvalidArgumentError
+from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.evaluate.config import ScoreConfig
 from flyweight.submission.claim import Claim
 
-__all__ = ["MODULES", "compose", "write_script"]
+__all__ = ["MODULES", "compose", "read_claim", "write_script"]
 
 MODULES = (
     "flyweight.errors",
@@ -101,6 +103,44 @@ def write_script(claim: Claim) -> bytes:
         engines=", ".join(f"{name!r}: {engine}" for name, engine in used.items()),
     )
     return script.encode()
+
+
+def read_claim(script: ast.Module) -> Claim:
+    """The claim in a script that `write_script` wrote, which is not run.
+
+    Raises
+    ------
+    DataError
+        There is no such claim, there are several, or it is not made of literals.
+    """
+    calls = [
+        node.value
+        for node in script.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CLAIM"
+    ]
+    if len(calls) != 1 or not isinstance(calls[0], ast.Call):
+        raise DataError(f"the script has {len(calls)} claims `CLAIM = Claim(...)`, expected one")
+    try:
+        values = _read_value(calls[0])
+        tables = values["protocols"]
+        protocols = {name: ScoreConfig.from_table(table) for name, table in tables.items()}
+        claim = Claim(**{**values, "protocols": protocols})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"the script's claim cannot be read: {error}") from error
+    for name in ("weights_sha256", "tokenizer_sha256", "byte_codes", "headline"):
+        if not isinstance(getattr(claim, name), str):
+            raise DataError(f"the script's claim: {name} is not a string")
+    return claim
+
+
+def _read_value(node: ast.AST) -> Any:
+    """A literal; a call is the table of its keywords."""
+    if isinstance(node, ast.Call):
+        return {str(each.arg): _read_value(each.value) for each in node.keywords}
+    if isinstance(node, ast.Dict):
+        keys = [ast.literal_eval(key) if key else None for key in node.keys]
+        return dict(zip(keys, map(_read_value, node.values), strict=True))
+    return ast.literal_eval(node)
 
 
 def compose(sources: dict[str, str], *, entries: Sequence[str]) -> str:

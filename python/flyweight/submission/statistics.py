@@ -19,7 +19,16 @@ from typing import Any
 
 from flyweight.errors import DataError
 
-__all__ = ["MARGIN_NATS", "P_LINES", "Comparison", "Runs", "Test", "compare", "student_tail"]
+__all__ = [
+    "MARGIN_NATS",
+    "P_LINES",
+    "Comparison",
+    "Runs",
+    "Test",
+    "compare",
+    "count_seeds",
+    "student_tail",
+]
 
 MARGIN_NATS = 0.005
 """By how much the README wants a record beaten."""
@@ -83,6 +92,11 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """``new``, ``old``, ``tests``, ``assumptions``."""
         return asdict(self)
+
+
+def count_seeds(count: int) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def compare(new: Runs, old: Runs) -> Comparison:
@@ -155,7 +169,7 @@ def _assumptions(new: Runs, old: Runs) -> list[str]:
     for runs, side in ((new, "new"), (old, "old")):
         seeds = max(len(runs.bpb), len(runs.loss))
         if seeds < 3:
-            said.append(f"{side}: {seeds} seeds, the rules want 3")
+            said.append(f"{side}: {count_seeds(seeds)}, the rules want 3")
     if max(len(old.bpb), len(old.loss)) < 2:
         said.append("old: one value, taken as a mean without error (one-sample t)")
     ours, theirs = new.bytes_per_token, old.bytes_per_token

@@ -20,7 +20,15 @@ from flyweight.submission.claim import ARTIFACT_FILE
 from flyweight.submission.published import LogFacts, SeedClaim, read_claims, read_log
 from flyweight.submission.unpack_script import Source, parse_source, unpack_script
 
-__all__ = ["RESULT", "Status", "Subject", "Verdict", "parse_object", "value_at"]
+__all__ = [
+    "RESULT",
+    "NotCheckedError",
+    "Status",
+    "Subject",
+    "Verdict",
+    "parse_object",
+    "value_at",
+]
 
 Status: TypeAlias = Literal["PASS", "WARN", "FAIL"]
 Verdict: TypeAlias = tuple[Status, str]
@@ -28,6 +36,10 @@ Verdict: TypeAlias = tuple[Status, str]
 RESULT = "the script's result"
 _LOG = re.compile(r"(^train.*|.*log.*)\.(log|txt)$|.*\.log$")
 _MAX_LOG_BYTES = 50_000_000
+
+
+class NotCheckedError(Exception):
+    """A check lacks what it needs, and the message says what; nothing was found, good or bad."""
 
 
 class Subject:
@@ -51,8 +63,16 @@ class Subject:
         timeout_seconds: float,
         ledgers: Path | None = None,
     ) -> None:
-        self.root, self.data, self.ledgers = root, data, ledgers
+        self.root, self.ledgers = root, ledgers
+        self._data = data
         self.budget_bytes, self.timeout_seconds = budget_bytes, timeout_seconds
+
+    @property
+    def data(self) -> DataInfo:
+        """The validation shards; a check that asks for them is not done where there are none."""
+        if self._data is None:
+            raise NotCheckedError("no validation data was given (--data)")
+        return self._data
 
     def read(self, name: str) -> bytes:
         """A file's bytes; a missing file is a `DataError`."""
@@ -121,12 +141,12 @@ class Subject:
     @cached_property
     def result(self) -> dict[str, Any]:
         """What the script finds when it runs on the data, in a process of its own."""
-        assert self.data is not None
+        data = self.data.folder.resolve()
         self.read(SCRIPT_FILE)
         device = "cpu" if self.record.get("device") == "cpu" else "auto"
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch, "result.json")
-            options = ["--data", str(self.data.folder.resolve()), "--device", device]
+            options = ["--data", str(data), "--device", device]
             self._run([SCRIPT_FILE, *options, "--out", str(out)])
             return parse_object(out.read_bytes() if out.exists() else b"", RESULT)
 
