@@ -13,7 +13,7 @@ import pytest
 
 from flyweight.artifact import quantize
 from flyweight.data.shards import write_shard
-from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.errors import InvalidArgumentError
 from flyweight.interop import read_safetensors
 from flyweight.model.config import ModelConfig
 from flyweight.quant.config import QuantConfig, QuantRule
@@ -249,9 +249,10 @@ def test_it_needs_to_know_the_export(data: Path, tmp_path: Path) -> None:
         train(MODEL, config, data, tmp_path, seed=7, progress=False)
 
 
-def test_a_state_of_other_grids_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_state_of_other_grids_is_put_aside(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, STE)
     run(data, tmp_path, STE, dataclasses.replace(INT4, damp_ratio=0.5))  # the solver's own affair
     other = QuantConfig(rules=(QuantRule(match="*.weight", bits=4, k=4.0),), min_elements=0)
-    with pytest.raises(DataError, match="belongs to a run with another"):
-        run(data, tmp_path, STE, other)
+    assert not list(tmp_path.glob("aside-*"))
+    run(data, tmp_path, STE, other)
+    assert len(list(tmp_path.glob("aside-*/state.safetensors"))) == 1
