@@ -20,8 +20,8 @@ from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, imp
 
 __all__ = ["squared_linear"]
 
-_TILE = (128, 128, 64)
-"""Rows, columns and depth that a program takes at once."""
+_ROWS, _COLUMNS, _DEPTH = 128, 128, 64
+"""What a program takes at once; beyond a tensor's end the accelerator reads zeros."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -44,16 +44,12 @@ def _squared_backward(g: Tensor, w: Tensor, hidden: Tensor, slope: float) -> Ten
     """``(g w) * f'(hidden)`` (N, F) of g (N, D) and w (D, F)."""
     g, w, hidden = g.contiguous(), w.contiguous(), hidden.contiguous()
     out = torch.empty_like(hidden)
-    rows, columns, depth = (
-        min(most, triton.next_power_of_2(size))
-        for most, size in zip(_TILE, (*hidden.shape, g.shape[1]), strict=True)
-    )
-    _slope_kernel[(triton.cdiv(len(hidden), rows) * triton.cdiv(hidden.shape[1], columns),)](
-        TensorDescriptor.from_tensor(g, [rows, depth]),
-        TensorDescriptor.from_tensor(w, [depth, columns]),
-        TensorDescriptor.from_tensor(hidden, [rows, columns]),
-        TensorDescriptor.from_tensor(out, [rows, columns]),
-        hidden.shape[1], slope * slope, g.shape[1], rows, columns, depth,
+    _slope_kernel[(triton.cdiv(len(hidden), _ROWS) * triton.cdiv(hidden.shape[1], _COLUMNS),)](
+        TensorDescriptor.from_tensor(g, [_ROWS, _DEPTH]),
+        TensorDescriptor.from_tensor(w, [_DEPTH, _COLUMNS]),
+        TensorDescriptor.from_tensor(hidden, [_ROWS, _COLUMNS]),
+        TensorDescriptor.from_tensor(out, [_ROWS, _COLUMNS]),
+        hidden.shape[1], slope * slope, g.shape[1], _ROWS, _COLUMNS, _DEPTH,
         num_warps=4, num_stages=3,
     )  # fmt: skip
     return out
