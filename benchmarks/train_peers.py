@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,10 @@ def run_script(
     settings : environment variables, the script's own among them
     exports : go on until what it exported is scored
     max_seconds : it is ended after that long, whatever it has done
+
+    Notes
+    -----
+    What it says goes to stderr, its steps excepted.
     """
     shim = folder / "shim"
     shim.mkdir(parents=True, exist_ok=True)
@@ -100,9 +105,17 @@ def run_script(
         text=True,
         start_new_session=True,
     )
+    end = threading.Timer(max_seconds, os.killpg, (process.pid, signal.SIGKILL))
+    end.start()
     try:
         for line in process.stdout or ():
             found.tail = [*found.tail[-19:], line.rstrip()]
+            if not _STEP.search(line):
+                print(
+                    f"{script.stem} {time.perf_counter() - started:.0f} s: {line}",
+                    end="",
+                    file=sys.stderr,
+                )
             if match := _STEP.search(line):
                 found.start_seconds = found.start_seconds or time.perf_counter() - started
                 found.losses[int(match[1])] = float(match[2])
@@ -115,9 +128,8 @@ def run_script(
                 found.sliding_bpb = float(match[1])
             if (found.sliding_bpb if exports else found.peak_bytes) is not None:
                 break
-            if time.perf_counter() - started > max_seconds:
-                break
     finally:
+        end.cancel()
         with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
