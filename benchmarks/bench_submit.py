@@ -68,14 +68,15 @@ def main() -> None:
         if job == SCRIPT:
             found = _script(options, environment)
             return lambda: {**row, **found}
-        folder = Path(tempfile.mkdtemp())
+        folder = options.runs / Path(job).stem if options.runs else Path(tempfile.mkdtemp())
         failed = _recipe(options, job, folder, "train", environment)
 
         def finish() -> dict[str, Any]:
             try:
                 return row | (failed or _recipe(options, job, folder, options.until, environment))
             finally:
-                shutil.rmtree(folder)
+                if not options.runs:
+                    shutil.rmtree(folder)
 
         return finish
 
@@ -99,6 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a run on each")
     parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
     parser.add_argument("--until", choices=STAGES, default="audit", help="bundle spares the audit")
+    parser.add_argument("--runs", type=Path, help="keeps what the recipes make, a folder for each")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--ours", help=argparse.SUPPRESS)
