@@ -63,6 +63,18 @@ def test_swa_is_the_mean_of_late_snapshots() -> None:
     check(average, {name: np.mean([history[i][name] for i in taken], axis=0) for name in SHAPES})
 
 
+def test_swa_takes_no_snapshot_while_the_rates_rise() -> None:
+    config = TrainConfig(
+        batch_sequences=1, max_steps=20, warmup_steps=10, average="swa", swa_steps=1, swa_below=0.35
+    )
+    weights = {"a": torch.nn.Parameter(torch.zeros(()))}
+    average = new_average(config, weights)
+    for step in range(1, 21):
+        weights["a"].data.fill_(step)
+        average.update(step=step, lr_scale=min(step, 20 - step) / 10)
+    assert float(average.weights()["a"]) == pytest.approx(np.mean([17, 18, 19, 20]))
+
+
 def test_swa_without_a_snapshot_gives_the_last_weights() -> None:
     average, history = feed(lambda weights: Swa(weights, 50, 0.2), 40)
     check(average, history[-1])

@@ -96,21 +96,23 @@ class Swa(Last):
     ----------
     every : steps between snapshots
     below : they are taken while the learning rates are below this share of the full ones
+    after : steps of the warm-up, whose low learning rates do not count
 
     References
     ----------
     Izmailov et al., arXiv:1803.05407; pull request #1123 of openai/parameter-golf.
     """
 
-    def __init__(self, weights: Weights, every: int, below: float) -> None:
+    def __init__(self, weights: Weights, every: int, below: float, after: int = 0) -> None:
         super().__init__(weights)
         self._every = every
         self._below = below
+        self._after = after
         self._mean = [torch.zeros_like(copy) for copy in _copies(weights)]
         self._count = torch.zeros((), dtype=torch.int64)
 
     def update(self, *, step: int, lr_scale: float) -> None:
-        if step % self._every or lr_scale >= self._below:
+        if step <= self._after or step % self._every or lr_scale >= self._below:
             return
         self._count += 1
         torch._foreach_lerp_(self._mean, _values(self._weights), 1 / int(self._count))
@@ -177,7 +179,7 @@ def new_average(config: TrainConfig, weights: Weights) -> Average:
     if config.average == "ema":
         return Ema(weights, config.ema_decay)
     if config.average == "swa":
-        return Swa(weights, config.swa_steps, config.swa_below)
+        return Swa(weights, config.swa_steps, config.swa_below, config.warmup_steps)
     if config.average == "hma":
         return Hma(weights, config.ema_decay)
     return Last(weights)
