@@ -264,6 +264,23 @@ def test_interrupt_saves_and_raises(data: Path, tmp_path: Path, number: int) -> 
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_an_interrupt_of_the_last_save_ends_the_run_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_save = trainer._save
+
+    def save(state: Any, *rest: Any) -> None:
+        real_save(state, *rest)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_save", save)
+    seldom = dataclasses.replace(CONFIG, checkpoint_seconds=math.inf)
+    with pytest.raises(KeyboardInterrupt, match="holds step 12; the same command goes on"):
+        run(data, tmp_path, seldom)
+    monkeypatch.undo()
+    assert run(data, tmp_path, seldom).model_path.exists()
+
+
 def test_finished_run_is_only_exported_again(data: Path, tmp_path: Path) -> None:
     first = run(data, tmp_path)
     content = first.model_path.read_bytes()

@@ -209,6 +209,10 @@ class _Job:
         """What the state file holds, in words."""
         return f"{self.folder / STATE} holds step {state.step}"
 
+    def interruption(self, state: TrainState) -> KeyboardInterrupt:
+        """What a run is ended with once its state is saved."""
+        return KeyboardInterrupt(f"{self.checkpoint(state)}; the same command goes on")
+
 
 def _loop(
     state: TrainState,
@@ -256,7 +260,7 @@ def _loop(
                 )
             if is_interrupted:
                 _save(state, job, monitor)
-                raise KeyboardInterrupt(f"{job.checkpoint(state)}; the same command goes on")
+                raise job.interruption(state)
             if is_due:
                 _save(state, job, monitor)
                 saved = now
@@ -264,6 +268,8 @@ def _loop(
             monitor.look()
         state.seconds = seconds_before + time.perf_counter() - started
         _save(state, job, monitor)
+        if any(job.world.agree(interrupted.is_set())):
+            raise job.interruption(state)
 
 
 def _save(state: TrainState, job: _Job, monitor: Monitor | None) -> None:
