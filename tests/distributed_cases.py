@@ -91,6 +91,7 @@ def agree(folder: Path, world: World) -> None:
 def fail(folder: Path, world: World, case: str) -> None:
     """Something happens in the last process at its fifth step."""
     real_step = trainer._step
+    trainer.why_not_finite = lambda model, batch, loss: f"{len(batch)} rows were looked at"
 
     def step(state: Any, *rest: Any) -> Any:
         if case == "interrupt":

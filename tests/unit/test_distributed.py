@@ -97,7 +97,7 @@ def test_two_processes_train_like_one(name: str, like: str, trained: Path) -> No
     [
         ("error", "a bad shard"),
         ("kill", "another process of this run ended without a message"),
-        ("nan", "training diverged at step 5: loss nan"),
+        ("nan", "training diverged at step 5: loss nan, gradient norm nan: 8 rows were looked at"),
     ],
 )
 def test_all_end_with_one_message(case: str, message: str, folder: Path) -> None:

@@ -168,10 +168,9 @@ def train(
     speedometer = Speedometer.of(model_config, data_folder, world)
 
     def explain(step: int) -> str:
-        batch = torch.from_numpy(stream.batch(step - 1))
+        batch = torch.from_numpy(stream.batch(step - 1))  # the rows of all processes
         with losses.rounding():
-            rows = batch[world.share(len(batch))].to(world.device)
-            return why_not_finite(state.model, rows, losses.plain())
+            return why_not_finite(state.model, batch.to(world.device), losses.plain())
 
     with (
         _monitor(state, job, speedometer, explain, progress=progress) as monitor,
