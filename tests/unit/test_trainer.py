@@ -410,11 +410,12 @@ def test_divergence_stops_with_step_and_checkpoint(
         run(data, tmp_path, seldom)  # begins where the state is, and comes to no other
 
 
+@pytest.mark.parametrize("sequences", [10**13, 10**18])
 def test_a_batch_that_the_machine_cannot_hold_names_the_number_to_lower(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, sequences: int
 ) -> None:
-    huge = dataclasses.replace(CONFIG, batch_sequences=10**13)
-    wanted = r"10,000,000,000,000 sequences of 16 tokens, .* lower train\.batch_sequences=1"
+    huge = dataclasses.replace(CONFIG, batch_sequences=sequences)
+    wanted = rf"{sequences:,} sequences of 16 tokens, .* lower train\.batch_sequences={sequences}"
     with pytest.raises(RecipeError, match=wanted):
         run(data, tmp_path, huge)
 

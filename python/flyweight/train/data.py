@@ -108,14 +108,14 @@ class TokenStream:
         first = step * self._batch_sequences
         try:
             rows = np.empty((self._batch_sequences, self._seq_len + 1), dtype=np.int64)
-            for i in range(self._batch_sequences):
-                rows[i] = self._read(self._row(first + i), self._seq_len + 1)
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # ValueError: no address space holds it
             raise RecipeError(
                 f"no memory on this machine for a batch of {self._batch_sequences:,} sequences of "
                 f"{self._seq_len:,} tokens, {8 * self._batch_sequences * (self._seq_len + 1):,} "
                 f"bytes: lower train.batch_sequences={self._batch_sequences} ({error})"
             ) from error
+        for i in range(self._batch_sequences):
+            rows[i] = self._read(self._row(first + i), self._seq_len + 1)
         return rows
 
     def _row(self, index: int) -> int:
