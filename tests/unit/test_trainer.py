@@ -376,6 +376,26 @@ def test_other_shards_of_as_many_tokens_are_other_data(data: Path, tmp_path: Pat
     assert stream.shards() == ["a" * 64]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("average.tok_emb.weight", "optimizer.blocks.0.mlp.fc.weight.momentum"),
+        *("optimizer.tok_emb.weight.exp_avg_sq", "counters"),
+    ],
+)
+def test_whatever_is_wrong_in_the_state_is_named(data: Path, tmp_path: Path, key: str) -> None:
+    path = run(data, tmp_path).state_path
+    arrays, metadata = read_safetensors(path)
+    whole = arrays.pop(key)
+    write_safetensors(path, arrays, metadata)
+    with pytest.raises(DataError, match=rf"state\.safetensors: lacks tensor '{key}'"):
+        run(data, tmp_path)
+    for wrong in (whole[:1], whole * np.float32(math.nan)):
+        write_safetensors(path, {**arrays, key: wrong}, metadata)
+        with pytest.raises(DataError, match=rf"tensor '{key}' has shape .*, expected .* finite"):
+            run(data, tmp_path)
+
+
 def test_nan_in_the_state_is_refused(data: Path, tmp_path: Path) -> None:
     result = run(data, tmp_path)
     tensors, metadata = read_safetensors(result.state_path)

@@ -141,19 +141,32 @@ def load_state(path: str | os.PathLike[str], state: TrainState, *, settings: str
         raise DataError(
             f"{path}: belongs to a run with another model, training config, budget, seed or data"
         )
+
+    def saved(key: str, like: Tensor) -> Tensor:
+        if key not in arrays:
+            raise DataError(f"{path}: lacks tensor {key!r}")
+        found = torch.tensor(arrays[key])
+        if found.shape != like.shape or not found.isfinite().all():
+            raise DataError(
+                f"{path}: tensor {key!r} has shape {tuple(found.shape)}, expected "
+                f"{tuple(like.shape)} and finite values"
+            )
+        return found
+
     load_weights(state.model, _under(arrays, _MODEL), source=os.fspath(path))
     for name, value in state.average.state().items():
-        value.copy_(torch.tensor(arrays[_AVERAGE + name]))
+        value.copy_(saved(_AVERAGE + name, value))
     names = _names(state.model)
-    keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in state.muon.param_groups[0]["params"]}
-    state.muon.load_momentum({p: torch.tensor(arrays[key]) for p, key in keys.items()})
-    saved = state.adamw.state_dict()
+    keys = {p: f"{_OPTIMIZER}{names[p]}.momentum" for p in parameters_of(state.muon)}
+    state.muon.load_momentum({p: saved(key, p) for p, key in keys.items()})
+    adamw = state.adamw.state_dict()
     for index, parameter in enumerate(parameters_of(state.adamw)):
-        entries = _under(arrays, f"{_OPTIMIZER}{names[parameter]}.")
-        if entries:
-            saved["state"][index] = {k: torch.tensor(v) for k, v in entries.items()}
-    state.adamw.load_state_dict(saved)
-    step, state.seconds, state.loss = (float(x) for x in arrays[_COUNTERS])
+        prefix = f"{_OPTIMIZER}{names[parameter]}."
+        if _under(arrays, prefix):  # else it had no gradient yet
+            like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            adamw["state"][index] = {key: saved(prefix + key, t) for key, t in like.items()}
+    state.adamw.load_state_dict(adamw)
+    step, state.seconds, state.loss = saved(_COUNTERS, torch.zeros(3)).tolist()
     state.step = int(step)
 
 
