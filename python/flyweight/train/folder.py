@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from flyweight.errors import DataError
 from flyweight.interop import read_metadata
 from flyweight.train.distributed import World
 from flyweight.train.state import TrainState, load_state
@@ -33,11 +34,14 @@ def resume(
     DataError
         The state is damaged.
     """
-    if world.is_first:
-        take_up_or_set_aside(folder, settings=settings, say=say)
-    world.agree(0.0)  # the others look when that is done
-    if (folder / STATE).exists():
-        load_state(folder / STATE, state, settings=settings)
+    try:
+        if world.is_first:
+            take_up_or_set_aside(folder, settings=settings, say=say)
+        world.agree(0.0)  # the others look when that is done
+        if (folder / STATE).exists():
+            load_state(folder / STATE, state, settings=settings)
+    except DataError as error:
+        raise DataError(f"{error}; without that file the run begins again") from error
 
 
 def take_up_or_set_aside(folder: Path, *, settings: str, say: Callable[[str], None]) -> None:

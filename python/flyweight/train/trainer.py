@@ -159,10 +159,11 @@ def train(
     job = _Job(
         config=config, losses=losses, parts=parts, world=world, folder=out, settings=settings
     )
-    with memory_explained(model_config, config, parts, world):
-        if config.compile:
-            say("compiling, before the clock starts")
-        compile_seconds = _prepare(state, job)
+    compile_seconds = 0.0
+    if config.compile and _spent(state, config) < 1:
+        say("compiling, before the clock starts")
+        with memory_explained(model_config, config, parts, world):
+            compile_seconds = _compile(state, job)
     losses.start_counting()
     world.agree(0.0)  # the clock starts when all are ready
     speedometer = Speedometer.of(model_config, data_folder, world)
@@ -300,10 +301,8 @@ def _step(
     return metrics
 
 
-def _prepare(state: TrainState, job: _Job) -> float:
-    """Compile the loss functions on random tokens if that is wanted; seconds it took."""
-    if not job.config.compile:
-        return 0.0
+def _compile(state: TrainState, job: _Job) -> float:
+    """Compile the loss functions on random tokens; seconds it took."""
     started = time.perf_counter()
     rows = job.world.rows(job.config.batch_sequences) // job.parts
     job.losses.warm_up(_spent(state, job.config), rows)
