@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flyweight.errors import InvalidArgumentError
+from flyweight.errors import InvalidArgumentError, PeerError
 from flyweight.interop import read_safetensors
 
 torch = pytest.importorskip("torch")
@@ -136,6 +136,18 @@ def test_alone_nothing_is_sent_or_copied(monkeypatch: pytest.MonkeyPatch) -> Non
             assert move(values).land() is values
         assert world.agree(1.5, 2.0) == [1.5, 2.0]
         assert not torch.distributed.is_initialized()
+
+
+def test_a_lack_of_memory_is_not_blamed_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [torch.OutOfMemoryError("no room"), RuntimeError("connection closed by peer")]
+
+    def fails(*values: object, **options: object) -> None:
+        raise found.pop(0)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fails)
+    for expected in (torch.OutOfMemoryError, PeerError):
+        with pytest.raises(expected):
+            World(device=CPU, size=2).total(torch.zeros(3))
 
 
 def test_rows_are_shared_in_order() -> None:

@@ -281,6 +281,8 @@ def _peers() -> Iterator[None]:
     """Say what a broken connection means."""
     try:
         yield
+    except torch.OutOfMemoryError:  # of this process, which can say what to lower
+        raise
     except RuntimeError as error:
         raise PeerError(
             "another process of this run ended without a message; was it killed, or out of memory?"
