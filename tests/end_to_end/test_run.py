@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 import flyweight
 from flyweight.cli.main import flyweight as cli
+from flyweight.cli.summary import run_text
 from flyweight.data.build import build_data
 from flyweight.data.info import load_data_info
 from flyweight.data.shards import BOS_ID, read_shard, write_shard
@@ -179,6 +180,7 @@ def test_a_second_call_does_nothing(
     again = run_stages(recipe, out=run.folder, data=data, report=lines.append)
     assert lines == [f"{stage}: done before" for stage in LEGAL]
     assert again.manifest["stages"] == run.manifest["stages"]
+    assert run_text(again) == run_text(run)
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time, path
 

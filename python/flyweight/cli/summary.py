@@ -12,7 +12,7 @@ from flyweight.train.config import CONTAMINATED
 
 __all__ = ["check_audit", "run_facts", "run_text"]
 
-
+_BYTE_CLASSES = ("codes", "scales", "float", "tables", "config", "metadata", "directory")
 _SCORE_FACTS = (
     *("coverage", "chunks", "adapted_chunks", "plain_chunks"),
     *("seconds", "was_resumed", "phases", "recompilations", "deadline"),
@@ -94,7 +94,8 @@ def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str
 
 
 def _bytes_table(sizes: dict[str, Any], budget: int) -> str:
-    rows = [(f"model: {name}", size) for name, size in sizes["by_class"].items() if size]
+    by_class = sizes["by_class"]  # in no order once they were written to the manifest
+    rows = [(f"model: {name}", by_class[name]) for name in _BYTE_CLASSES if by_class[name]]
     rows.append(("model, all", sizes["model"]))
     if "code" in sizes:
         rows += [("code (train_gpt.py)", sizes["code"]), ("total", sizes["total"])]
