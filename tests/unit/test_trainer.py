@@ -281,6 +281,23 @@ def test_an_interrupt_of_the_last_save_ends_the_run_too(
     assert run(data, tmp_path, seldom).model_path.exists()
 
 
+def test_a_warmdown_longer_than_a_short_run_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=3, warmdown_steps=100)
+    train(MODEL, config, data, tmp_path, seed=7)
+    assert "this run has about 3 steps, its warm-down warmdown_steps=100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("data_end", "steps"), [("stop", 23), ("wrap", 25)])
+def test_a_run_that_ends_with_its_data_says_so(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data_end: str, steps: int
+) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=25, data_end=data_end)
+    assert train(MODEL, config, data, tmp_path, seed=7).steps == steps
+    assert ("the data ended: 1,500 tokens" in capsys.readouterr().err) is (data_end == "stop")
+
+
 def test_finished_run_is_only_exported_again(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

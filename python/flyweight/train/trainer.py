@@ -184,6 +184,8 @@ def train(
         memory_explained(model_config, config, parts, world),
     ):
         _loop(state, job, batches, monitor)
+        if monitor is not None and config.data_end == "stop" and state.step == stream.num_batches:
+            monitor.say(f"the data ended: {stream.num_tokens:,} tokens")
         if monitor is not None and config.average == "swa" and state.average.source() == "last":
             monitor.say(no_snapshot(config))
     if world.is_first:
@@ -214,12 +216,7 @@ class _Job:
         return KeyboardInterrupt(f"{self.checkpoint(state)}; the same command goes on")
 
 
-def _loop(
-    state: TrainState,
-    job: _Job,
-    batches: Prefetcher,
-    monitor: Monitor | None,
-) -> None:
+def _loop(state: TrainState, job: _Job, batches: Prefetcher, monitor: Monitor | None) -> None:
     """Steps until the budget is spent; the state is saved on the way and at the end."""
     config, losses, batch_tokens = job.config, job.losses, _batch_tokens(state, job.config)
     seconds_before, started = state.seconds, time.perf_counter()
@@ -241,7 +238,8 @@ def _loop(
             )
             if monitor is not None:
                 steps = state.step + _left(state, config)
-                if state.step == _SETTLED_STEPS and steps < config.warmdown_steps:
+                settled = _SETTLED_STEPS if config.max_seconds else 1
+                if state.step == settled and steps < config.warmdown_steps:
                     monitor.say(short_of_warmdown(steps, config.warmdown_steps))
                 monitor.record(
                     StepRecord(
