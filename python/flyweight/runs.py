@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flyweight.data.embedded import EmbeddedCorpus
 from flyweight.data.facts import DataInfo
 from flyweight.data.info import load_data_info
 from flyweight.data.overlap import remembered_overlap
-from flyweight.errors import DataError, InvalidArgumentError
+from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.recipes.schema import Recipe
 from flyweight.submission.digest import weights_sha256
 from flyweight.train.config import CONTAMINATED
@@ -37,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "prepare_data",
     "refuse_overlap",
+    "refuse_unmatched",
 ]
 
 MANIFEST = "run.json"
@@ -121,6 +123,30 @@ def refuse_overlap(run: Run) -> None:
     if run.data.train.shards:
         overlap = remembered_overlap(run.data, run.path(OVERLAP), report=run.say)
         overlap.refuse_above(run.recipe.data.max_overlap, run.data.folder)
+
+
+def refuse_unmatched(recipe: Recipe, names: Iterable[str]) -> None:
+    """Refuse patterns that no tensor has: what they were meant for would be left as it is.
+
+    Parameters
+    ----------
+    names : of the model's tensors
+
+    Raises
+    ------
+    RecipeError
+        A rule of ``quantize`` or a pattern of ``score.ttt.adapt`` matches none.
+    """
+    known, adapt = list(names), recipe.score.ttt and recipe.score.ttt.adapt
+    patterns = [("quantize.rules", rule.match) for rule in getattr(recipe.quantize, "rules", ())]
+    if adapt:
+        patterns += [("score.ttt.adapt", pattern) for pattern in (*adapt.learn, *adapt.freeze)]
+    for where, pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise RecipeError(
+                f"recipe {recipe.name}: {where}: {pattern!r} matches no tensor of the model, such "
+                f"as {max(known, key=len)!r}"
+            )
 
 
 def load_checkpoint(run: Run) -> Any:

@@ -30,6 +30,7 @@ from flyweight.runs import (
     load_artifact,
     load_checkpoint,
     refuse_overlap,
+    refuse_unmatched,
 )
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.bundle import script_bytes, write_bundle
@@ -50,6 +51,12 @@ __all__ = [
 
 def do_train(run: Run) -> dict[str, Any]:
     """Train, in all processes; facts of the training."""
+    import torch
+
+    from flyweight.model.transformer import Transformer
+
+    with torch.device("meta"):
+        refuse_unmatched(run.recipe, dict(Transformer(run.recipe.model).named_parameters()))
     refuse_overlap(run)
     facts = asdict(_together(run, "train"))
     return {name: value for name, value in facts.items() if not isinstance(value, Path)}
@@ -173,6 +180,7 @@ def do_quantize(run: Run) -> dict[str, Any]:
     """Weights to codes and scales, by rules or by the solver for a budget."""
     recipe = run.recipe
     tensors, _ = read_safetensors(run.path(run.weights))
+    refuse_unmatched(recipe, tensors)
     hessians, _ = read_safetensors(run.path(HESSIANS))
     if recipe.quantize is not None:
         stored, reports = quantize(tensors, recipe.quantize, hessians=hessians)

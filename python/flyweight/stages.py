@@ -93,6 +93,9 @@ def run_stages(
     DataError
         A stage before was not run, or was run with another recipe, seed or data; the data does not
         fit the recipe; a file was changed; another process is running in the folder.
+    RecipeError
+        A pattern of the recipe matches no tensor of its model; or it needs more memory than there
+        is, with the number to lower.
     SystemExit
         In the processes of torchrun but the first, once they have helped to train and to score; it
         does the rest.

@@ -28,6 +28,7 @@ from flyweight.data.shards import BOS_ID, read_shard, write_shard
 from flyweight.data.text import FileCorpus
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors
+from flyweight.quant.config import QuantRule
 from flyweight.recipes.load import load_recipe, resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, Run, run_stages
@@ -289,6 +290,25 @@ def test_stages_out_of_order_and_changed_files(tmp_path: Path, recipe: Recipe, d
         run_stages(recipe, out=tmp_path, data=data, stages=["hessian"])
     with pytest.raises(InvalidArgumentError, match="no stage 'fly'"):
         run_stages(recipe, out=tmp_path, data=data, stages=["fly"])
+
+
+def test_patterns_of_no_tensor_are_refused(tmp_path: Path, recipe: Recipe, data: Path) -> None:
+    assert recipe.quantize is not None
+    assert recipe.score.ttt is not None
+    assert recipe.score.ttt.adapt is not None
+    rules = (*recipe.quantize.rules, QuantRule(match="blokcs.*", bits=6, k=12.85))
+    wrong = replace(recipe, quantize=replace(recipe.quantize, rules=rules))
+    message = r"quantize\.rules: 'blokcs\.\*' matches no tensor of the model, such as 'blocks"
+    with pytest.raises(RecipeError, match=message):
+        run_stages(wrong, out=tmp_path, data=data)
+    assert not (tmp_path / "train").exists()
+    run_stages(recipe, out=tmp_path, data=data, stages=["train", "hessian"])
+    with pytest.raises(RecipeError, match=message):
+        run_stages(wrong, out=tmp_path, data=data, stages=["quantize"])
+    adapt = replace(recipe.score.ttt.adapt, freeze=("smaer.*",))
+    score = replace(recipe.score, ttt=replace(recipe.score.ttt, adapt=adapt))
+    with pytest.raises(RecipeError, match=r"score\.ttt\.adapt: 'smaer\.\*' matches no tensor"):
+        run_stages(replace(recipe, score=score), out=tmp_path / "b", data=data)
 
 
 def test_data_that_does_not_fit(tmp_path: Path, recipe: Recipe, data: Path) -> None:
