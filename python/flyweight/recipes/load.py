@@ -46,7 +46,10 @@ def load_recipe(name: str) -> Recipe:
     elif name in recipe_names():
         text = (files("flyweight.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     else:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
+        raise RecipeError(
+            f"no recipe {name!r}; there are {', '.join(recipe_names())}, or a path that ends in "
+            ".toml"
+        )
     try:
         return build(Recipe, tomllib.loads(text), where=name)
     except tomllib.TOMLDecodeError as error:
