@@ -9,6 +9,7 @@ from typing import Any
 
 from flyweight.artifact import load_stored, quantize, save_stored
 from flyweight.data.shards import read_validation
+from flyweight.evaluate.config import ScoreConfig
 from flyweight.fitting import fit
 from flyweight.format.container import write_container
 from flyweight.format.inspect import inspect
@@ -84,17 +85,21 @@ def do_contaminate(run: Run) -> dict[str, Any]:
 def _contaminate_model(run: Run) -> Any:
     from flyweight.model.checkpoint import load_model, save_model
     from flyweight.train.contaminate import train_on_validation
+    from flyweight.train.diagnose import stage_memory_explained
 
-    assert run.recipe.contaminate is not None  # the stage is of recipes that enable it
+    config = run.recipe.contaminate
+    assert config is not None  # the stage is of recipes that enable it
     model = load_model(run.path(CHECKPOINT)).to(run.world.device)
-    result = train_on_validation(
-        model,
-        read_validation(run.data.folder),
-        run.recipe.contaminate,
-        train=run.recipe.train,
-        log=run.path(CONTAMINATE_LOG),
-        world=run.world,
-    )
+    numbers = {"contaminate.batch_sequences": config.batch_sequences}
+    with stage_memory_explained("training on the validation text", numbers):
+        result = train_on_validation(
+            model,
+            read_validation(run.data.folder),
+            config,
+            train=run.recipe.train,
+            log=run.path(CONTAMINATE_LOG),
+            world=run.world,
+        )
     if run.world.is_first:
         weights = dict(model.named_parameters())
         path = run.path(CONTAMINATED_CHECKPOINT)
@@ -108,13 +113,18 @@ def do_hessian(run: Run) -> dict[str, Any]:
 
     from flyweight.evaluate.scorer import autocast
     from flyweight.train.calibrate import collect_hessians, collect_in_sequence
+    from flyweight.train.diagnose import stage_memory_explained
 
     recipe, config = run.recipe, run.recipe.calibrate
     model = load_checkpoint(run)
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(run.seed)
     batches = _calibration_batches(run, model, generator)
-    with autocast(device, recipe.score.plain.precision):
+    numbers = {"calibrate.batch_sequences": config.batch_sequences}
+    with (
+        stage_memory_explained("calibration", numbers),
+        autocast(device, recipe.score.plain.precision),
+    ):
         if config.sequential:
             found = collect_in_sequence(model, list(batches), _rounding(run))
         else:
@@ -244,6 +254,7 @@ def do_score(run: Run) -> dict[str, Any]:
 def _score_models(run: Run) -> dict[str, Any]:
     from flyweight.evaluate.score import score_data
     from flyweight.evaluate.sharded import Together
+    from flyweight.train.diagnose import stage_memory_explained
     from flyweight.train.losses import fastest_operations
 
     suite = run.recipe.score
@@ -252,25 +263,27 @@ def _score_models(run: Run) -> dict[str, Any]:
     for model in (floating, quantized):
         model.use(fastest_operations(model))
     jobs = [
-        ("float", floating, suite.plain, run.weights),
-        ("quantized", quantized, suite.plain, MODEL),
-        ("sliding", quantized, suite.sliding, MODEL),
+        ("float", floating, "plain", run.weights),
+        ("quantized", quantized, "plain", MODEL),
+        ("sliding", quantized, "sliding", MODEL),
     ]
     if suite.ttt is not None:
-        jobs.append(("ttt", quantized, suite.ttt, MODEL))
+        jobs.append(("ttt", quantized, "ttt", MODEL))
     results = {}
-    for name, model, config, source in jobs:
-        results[name] = score_data(
-            model,
-            run.data,
-            config,
-            name=name,
-            model_sha256=sha256(run.path(source)),
-            folder=run.path("score"),
-            contaminated=run.recipe.is_contaminated,
-            deadline=run.deadline,
-            peers=Together(run.world) if run.world.size > 1 else None,
-        )
+    for name, model, protocol, source in jobs:
+        config = getattr(suite, protocol)
+        with stage_memory_explained(f"score {name}", _score_sizes(f"score.{protocol}", config)):
+            results[name] = score_data(
+                model,
+                run.data,
+                config,
+                name=name,
+                model_sha256=sha256(run.path(source)),
+                folder=run.path("score"),
+                contaminated=run.recipe.is_contaminated,
+                deadline=run.deadline,
+                peers=Together(run.world) if run.world.size > 1 else None,
+            )
         if run.world.is_first:
             atomic_write(run.path(f"score/{name}.json"), to_json(results[name]))
         run.report(f"{name}: {results[name]['text']}")
@@ -280,6 +293,16 @@ def _score_models(run: Run) -> dict[str, Any]:
         column: {name: result["bpb"] for name, result in results.items()},
         "weights_sha256": digest,
     }
+
+
+def _score_sizes(table: str, config: ScoreConfig) -> dict[str, int]:
+    """Numbers of a protocol that its memory grows with."""
+    sizes = {f"{table}.batch_windows": config.batch_windows}
+    if config.adapt is not None:
+        sizes[f"{table}.adapt.sequences"] = config.adapt.sequences
+    if config.lora is not None:
+        sizes[f"{table}.lora.documents"] = config.lora.documents
+    return sizes
 
 
 def do_bundle(run: Run) -> dict[str, Any]:

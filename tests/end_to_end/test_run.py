@@ -292,6 +292,41 @@ def test_stages_out_of_order_and_changed_files(tmp_path: Path, recipe: Recipe, d
         run_stages(recipe, out=tmp_path, data=data, stages=["fly"])
 
 
+@pytest.mark.parametrize(
+    ("stage", "function", "advice"),
+    [
+        ("hessian", "train.calibrate.collect_hessians", r"calibrate\.batch_sequences=4 "),
+        (
+            "score",
+            "evaluate.score.score_data",
+            r"score\.plain\.batch_windows=0 \(by itself\) \(CUDA out of memory\)",
+        ),
+    ],
+)
+def test_too_little_memory_of_a_stage_names_the_number_to_lower(
+    finished: tuple[Run, list[str]],
+    recipe: Recipe,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    function: str,
+    advice: str,
+) -> None:
+    import torch
+
+    def full(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    out = shutil.copytree(finished[0].folder, tmp_path / "run")
+    manifest = json.loads((out / "run.json").read_text())
+    del manifest["stages"][stage]
+    (out / "run.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(f"flyweight.{function}", full)
+    with pytest.raises(RecipeError, match=f"no memory for .*: lower {advice}"):
+        run_stages(recipe, out=out, data=data, stages=[stage])
+
+
 def test_patterns_of_no_tensor_are_refused(tmp_path: Path, recipe: Recipe, data: Path) -> None:
     assert recipe.quantize is not None
     assert recipe.score.ttt is not None

@@ -457,7 +457,7 @@ def test_a_batch_that_the_machine_cannot_hold_names_the_number_to_lower(
     data: Path, tmp_path: Path, sequences: int
 ) -> None:
     huge = dataclasses.replace(CONFIG, batch_sequences=sequences)
-    wanted = rf"{sequences:,} sequences of 16 tokens, .* lower train\.batch_sequences={sequences}"
+    wanted = rf"{sequences:,} sequences of 16 tokens, .* lower batch_sequences={sequences}"
     with pytest.raises(RecipeError, match=wanted):
         run(data, tmp_path, huge)
 

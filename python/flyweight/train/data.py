@@ -112,7 +112,7 @@ class TokenStream:
             raise RecipeError(
                 f"no memory on this machine for a batch of {self._batch_sequences:,} sequences of "
                 f"{self._seq_len:,} tokens, {8 * self._batch_sequences * (self._seq_len + 1):,} "
-                f"bytes: lower train.batch_sequences={self._batch_sequences} ({error})"
+                f"bytes: lower batch_sequences={self._batch_sequences} ({error})"
             ) from error
         for i in range(self._batch_sequences):
             rows[i] = self._read(self._row(first + i), self._seq_len + 1)

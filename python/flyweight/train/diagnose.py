@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,12 @@ from flyweight.train.config import TrainConfig
 from flyweight.train.distributed import World
 from flyweight.train.losses import LossFunction, add_gradient
 
-__all__ = ["memory_explained", "model_memory_explained", "why_not_finite"]
+__all__ = [
+    "memory_explained",
+    "model_memory_explained",
+    "stage_memory_explained",
+    "why_not_finite",
+]
 
 _CPU_IS_FULL = "DefaultCPUAllocator: "
 """In the errors of memory on the CPU, which have no type of their own."""
@@ -75,6 +80,28 @@ def model_memory_explained(model: ModelConfig, device: torch.device) -> Iterator
             f"parameters, its gradients and averages: lower model.num_layers={model.num_layers}, "
             f"model.model_dim={model.model_dim} or model.mlp_hidden={model.mlp_hidden} "
             f"({_reason(lacking[0])})"
+        ) from lacking[0]
+
+
+@contextmanager
+def stage_memory_explained(stage: str, numbers: Mapping[str, int]) -> Iterator[None]:
+    """Say what to change where a stage behind the training does not fit the memory of the device.
+
+    Parameters
+    ----------
+    numbers : of the recipe, by key, which memory grows with; 0 is one that is chosen by itself
+
+    Raises
+    ------
+    RecipeError
+        There was not enough memory within.
+    """
+    with _out_of_memory() as lacking:
+        yield
+    if lacking:
+        lower = " or ".join(f"{key}={number or '0 (by itself)'}" for key, number in numbers.items())
+        raise RecipeError(
+            f"no memory for {stage}: lower {lower} ({_reason(lacking[0])})"
         ) from lacking[0]
 
 
