@@ -25,7 +25,8 @@ from flyweight.submission.digest import weights_sha256
 from submission_samples import SEED, SUITE, finished_run
 
 CHECKS = [
-    *("files", "sizes", "record", "container", "imports", "round trip", "clocks", "probes"),
+    *("files", "sizes", "record", "container", "imports", "script"),
+    *("round trip", "clocks", "probes"),
     *(
         "documents",
         "byte accounting",
@@ -261,10 +262,45 @@ def test_a_wrong_byte_table(made, folder, damage, match):
     assert match in evidence(report, "byte accounting")
 
 
-def test_a_script_that_never_ends_is_stopped(made, folder):
-    (folder / "train_gpt.py").write_text("import time\ntime.sleep(60)\n")
+def test_a_scoring_that_takes_too_long_is_stopped(made, folder):
     report = audit_folder(folder, data=made[1].folder, timeout_seconds=0.3)
-    assert "did not end within" in evidence(report, "round trip")
+    assert "train_gpt.py did not end within" in evidence(report, "round trip")
+
+
+@pytest.mark.parametrize(
+    ("lie", "name"),
+    [
+        ("def describe_facts(facts):\n    return 'cheaper'\n", "describe_facts"),
+        ("Path('run.txt').write_text('run')\n", "Path('run.txt').write_text('run')"),
+        ("read_val_tokens = __import__('cheap').read\n", "read_val_tokens = __import__('cheap')"),
+    ],
+)
+def test_a_changed_script_is_named_and_not_run(made, folder, lie, name):
+    replace_in_script(folder, "\nCLAIM = Claim(", f"\n{lie}\nCLAIM = Claim(")
+    report = audit_folder(folder, data=made[1].folder)
+    assert statuses(report)["script"] == "WARN"
+    assert f"other statements: {name}" in evidence(report, "script")
+    assert not (folder / "run.txt").exists()
+    assert "by flyweight's script for its claim" in evidence(report, "round trip")
+    assert statuses(report)["round trip"] == "PASS"  # the artifact is as good as was said
+
+
+def test_a_script_that_prints_the_number_it_wants_fails(made, folder):
+    for path in (folder / "submission.json", folder / f"train_seed{SEED}.log"):
+        record = json.loads((made[0] / "submission.json").read_text())
+        path.write_text(path.read_text().replace(repr(record["val_bpb"]), "1.25"))
+    replace_in_script(
+        folder, "options.out.write_text(", "facts['score']['bpb'] = 1.25; options.out.write_text("
+    )
+    report = audit_folder(folder, data=made[1].folder)
+    assert "round trip" in report.failed
+    assert "other statements: main" in evidence(report, "script")
+
+
+def test_a_comment_alone_is_no_other_statement(folder):
+    with (folder / "train_gpt.py").open("a") as file:
+        file.write("# more\n")
+    assert "none, but comments or layout" in evidence(audit_folder(folder), "script")
 
 
 def test_a_folder_that_is_no_submission(tmp_path):

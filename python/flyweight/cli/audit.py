@@ -22,9 +22,7 @@ __all__ = ["command"]
 @click.option(
     "--budget", default=CAP_BYTES, show_default=True, help="Bytes that code and model may have."
 )
-@click.option(
-    "--timeout", default=3600.0, show_default=True, help="Seconds that the script may take."
-)
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds that scoring may take.")
 @click.option(
     "--ledgers", type=click.Path(path_type=Path), help="Ledgers to replay: score/ of a RUN folder."
 )
@@ -37,7 +35,7 @@ def command(
     ledgers: Path | None,
     as_json: bool,
 ) -> None:
-    """Check a submission folder: sizes, round trip, byte accounting. Runs its train_gpt.py."""
+    """Check a submission folder: sizes, round trip, byte accounting. Runs nothing of it."""
     report = audit_folder(
         folder, data=data, budget_bytes=budget, timeout_seconds=timeout, ledgers=ledgers
     )

@@ -100,16 +100,17 @@ def audit_folder(
     timeout_seconds: float = 3600.0,
     ledgers: str | os.PathLike[str] | None = None,
 ) -> AuditReport:
-    """Check a submission folder; **runs its script** where validation data is given.
+    """Check a submission folder; scores the model of a bundle where validation data is given.
 
-    Only the script of a bundle is run: what others wrote is read and never executed.
+    What others wrote is read and never executed: a bundle is scored by the script that flyweight
+    writes for its claim.
 
     Parameters
     ----------
     folder : what `write_bundle` wrote, or an entry of openai/parameter-golf
     data : folder of the validation shards and their tokenizer; without it nothing is scored
     budget_bytes : what code and model may have together
-    timeout_seconds : after which the script is stopped
+    timeout_seconds : after which the scoring is stopped
     ledgers : folder with a ledger for each score, ``score`` of a RUN folder; without it, and
         without data, none is replayed
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+import flyweight
 from flyweight.data.byte_counts import ByteTable
 from flyweight.data.info import check_hashes
 from flyweight.data.overlap import overlapping_documents
@@ -32,7 +33,7 @@ from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.model_checks import MODEL_CHECKS
 from flyweight.submission.record import CLOCK_SECONDS, MEASURED
-from flyweight.submission.script import read_claim
+from flyweight.submission.script import changed_statements, read_claim
 from flyweight.submission.subject import (
     RESULT,
     NotCheckedError,
@@ -42,6 +43,7 @@ from flyweight.submission.subject import (
     parse_object,
     value_at,
 )
+from flyweight.submission.unpack_script import parse_source
 from flyweight.train.config import CONTAMINATED
 
 __all__ = ["BPB_TOLERANCE", "BUNDLE_CHECKS"]
@@ -52,6 +54,7 @@ same bits on the CPU; other CPUs sum in another order, and CUDA's attention may 
 """
 MOST_REPEATED = 0.01
 """Share of validation documents in the training split that is taken for repeated pages."""
+_MOST_NAMED = 8
 _CODEC_IMPORTS = ("brotli", "zstandard")
 
 
@@ -154,8 +157,21 @@ def _check_imports(subject: Subject) -> Verdict:
     return "PASS", f"the standard library, {', '.join(sorted(foreign & listed))}{note}"
 
 
+def _check_script(subject: Subject) -> Verdict:
+    """The script is flyweight's own, so that it scores as its engines do; what differs is named."""
+    shipped = subject.read(SCRIPT_FILE)
+    if shipped == subject.own_script:
+        return "PASS", f"byte for byte what flyweight {flyweight.__version__} writes for its claim"
+    changed = changed_statements(subject.script, parse_source(subject.own_script.decode(), "own"))
+    found = ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
+    return "WARN", (
+        f"{SCRIPT_FILE} is not what flyweight {flyweight.__version__} writes for its claim; other "
+        f"statements: {found or 'none, but comments or layout'}. It was not run"
+    )
+
+
 def _check_round_trip(subject: Subject) -> Verdict:
-    """A fresh process decodes the shipped bytes and scores what was logged."""
+    """A fresh process with the counted bytes alone decodes them and scores what was logged."""
     result, recorded = subject.result, subject.recorded("val_bpb", float)
     weights = value_at(result, RESULT, "weights_sha256", kinds=(str,))
     if weights != subject.recorded("weights_sha256", str):
@@ -175,6 +191,8 @@ def _check_round_trip(subject: Subject) -> Verdict:
         f"{tolerance:.0e} (0 is expected on the same CPU); weights equal, coverage 100 %, decoded "
         f"in {seconds:.2f} s"
     )
+    if subject.read(SCRIPT_FILE) != subject.own_script:
+        evidence += f"; by flyweight's script for its claim, not by {SCRIPT_FILE}"
     return ("PASS" if difference <= tolerance else "FAIL"), evidence
 
 
@@ -263,6 +281,7 @@ BUNDLE_CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     "record": _check_record,
     "container": _check_container,
     "imports": _check_imports,
+    "script": _check_script,
     "round trip": _check_round_trip,
     "clocks": _check_clocks,
     **MODEL_CHECKS,

@@ -30,7 +30,7 @@ _DOCUMENT = 16
 
 
 def _check_probes(subject: Subject) -> Outcome:
-    """Conditions 1 and 2 on the decoded model; 3 and 4 are what the script's ledger enforces."""
+    """Conditions 1 and 2 on the decoded model; 3 and 4 are the script's, see `script`."""
     _ = subject.data  # whoever gives none wants no model to run
     predict, vocab_size, _ = _load(subject)
     tokens = _sample(vocab_size)
@@ -38,7 +38,7 @@ def _check_probes(subject: Subject) -> Outcome:
         probe_causality(predict, tokens, vocab_size=vocab_size),
         probe_normalization(predict, tokens, vocab_size=vocab_size),
     ]
-    return _outcome(verdicts, "C3 C4: the script scores through a ledger that takes a target once")
+    return _outcome(verdicts, "C3 C4: by the engines and the ledger of the script, see there")
 
 
 def _check_documents(subject: Subject) -> Outcome:

@@ -21,7 +21,7 @@ from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.submission.claim import Claim
 
-__all__ = ["MODULES", "compose", "read_claim", "write_script"]
+__all__ = ["MODULES", "changed_statements", "compose", "read_claim", "write_script"]
 
 MODULES = (
     "flyweight.errors",
@@ -131,6 +131,23 @@ def read_claim(script: ast.Module) -> Claim:
         if not isinstance(getattr(claim, name), str):
             raise DataError(f"the script's claim: {name} is not a string")
     return claim
+
+
+def changed_statements(script: ast.Module, other: ast.Module) -> list[str]:
+    """Names of the top-level statements that only one of two scripts has; none if all are equal.
+
+    A definition is called by its name, any other statement by its first line. Layout and comments
+    are no statements.
+    """
+    first, second = ({ast.dump(node): node for node in tree.body} for tree in (script, other))
+    odd = [node for key, node in (first | second).items() if (key in first) != (key in second)]
+    return list(dict.fromkeys(map(_statement_name, odd)))
+
+
+def _statement_name(node: ast.stmt) -> str:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return node.name
+    return ast.unparse(node).partition("\n")[0][:40]
 
 
 def _read_value(node: ast.AST) -> Any:

@@ -18,6 +18,7 @@ from flyweight.errors import DataError
 from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE, log_name
 from flyweight.submission.claim import ARTIFACT_FILE
 from flyweight.submission.published import LogFacts, SeedClaim, read_claims, read_log
+from flyweight.submission.script import read_claim, write_script
 from flyweight.submission.unpack_script import Source, parse_source, unpack_script
 
 __all__ = [
@@ -50,7 +51,7 @@ class Subject:
     root : the submission folder
     data : validation shards and their facts, if any
     budget_bytes : what code and model may have together
-    timeout_seconds : after which the script is stopped
+    timeout_seconds : after which the scoring is stopped
     ledgers : folder with a ledger for each recorded score, if any
     """
 
@@ -75,11 +76,10 @@ class Subject:
         return self._data
 
     def read(self, name: str) -> bytes:
-        """A file's bytes; a missing file is a `DataError`."""
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            raise DataError(f"{name} is missing") from None
+        """A file's bytes; one that is missing, or a pipe or device, is a `DataError`."""
+        if not (self.root / name).is_file():
+            raise DataError(f"{name} is missing or no regular file")
+        return (self.root / name).read_bytes()
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -104,13 +104,18 @@ class Subject:
         return parse_source(self.read(SCRIPT_FILE).decode(errors="surrogateescape"), SCRIPT_FILE)
 
     @cached_property
+    def own_script(self) -> bytes:
+        """The script that flyweight writes for the claim in ``train_gpt.py``."""
+        return write_script(read_claim(self.script))
+
+    @cached_property
     def sources(self) -> list[Source]:
         """All layers of ``train_gpt.py``, the shipped file first."""
         return unpack_script(self.root / SCRIPT_FILE)
 
     @property
     def is_bundle(self) -> bool:
-        """Whether flyweight wrote it, so that its artifact can be read and its script run."""
+        """Whether flyweight wrote it, so that its artifact can be read and scored."""
         if (self.root / ARTIFACT_FILE).is_file():
             return True
         try:
@@ -140,23 +145,30 @@ class Subject:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """What the script finds when it runs on the data, in a process of its own."""
+        """What the model scores on the data, in a process and a folder of its own.
+
+        The folder has what is counted and nothing else: the artifact, and the script that flyweight
+        writes for the claim. The shipped script runs if it is the same, byte for byte; what others
+        wrote or changed never does, and cannot say which number it would like.
+        """
         data = self.data.folder.resolve()
-        self.read(SCRIPT_FILE)
         device = "cpu" if self.record.get("device") == "cpu" else "auto"
         with tempfile.TemporaryDirectory() as scratch:
-            out = Path(scratch, "result.json")
+            folder, out = Path(scratch, "counted"), Path(scratch, "result.json")
+            folder.mkdir()
+            (folder / SCRIPT_FILE).write_bytes(self.own_script)
+            (folder / ARTIFACT_FILE).write_bytes(self.read(ARTIFACT_FILE))
             options = ["--data", str(data), "--device", device]
-            self._run([SCRIPT_FILE, *options, "--out", str(out)])
+            self._run([SCRIPT_FILE, *options, "--out", str(out)], folder)
             return parse_object(out.read_bytes() if out.exists() else b"", RESULT)
 
-    def _run(self, command: list[str]) -> None:
+    def _run(self, command: list[str], folder: Path) -> None:
         # -P and no PYTHON* variables: neither the folder nor a source tree can be imported.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", *command],
-                cwd=self.root,
+                cwd=folder,
                 env=environment,
                 capture_output=True,
                 text=True,
