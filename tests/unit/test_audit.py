@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from dataclasses import replace
 
@@ -142,13 +144,80 @@ def test_an_edited_score_fails(made, folder):
     assert audit_folder(folder).failed == ["record"]
 
 
-def test_a_score_forged_everywhere_fails_the_round_trip(made, folder):
+def forge(folder, **changes):
+    """Replace numbers of the headline score wherever they are."""
     record = json.loads((folder / "submission.json").read_text())
+    known = {**record["scores"]["ttt"], **record}
     for path in (folder / "submission.json", folder / f"train_seed{SEED}.log"):
-        path.write_text(path.read_text().replace(repr(record["val_bpb"]), "1.25"))
+        text = path.read_text()
+        for name, value in changes.items():
+            text = text.replace(repr(known[name]), repr(value))
+        path.write_text(text)
+
+
+def test_a_score_forged_everywhere_fails_the_round_trip(made, folder):
+    score = json.loads((folder / "submission.json").read_text())["scores"]["ttt"]
+    bits = 1.25 * score["bytes"]
+    nats = bits * math.log(2.0)
+    loss = nats / score["targets"]
+    forge(folder, bpb=bits / score["bytes"], bits=nats / math.log(2.0), nats=nats, val_loss=loss)
     report = audit_folder(folder, data=made[1].folder)
     assert report.failed == ["round trip"]
     assert "recorded 1.25" in evidence(report, "round trip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"val_bpb": 1.25}, "scores.ttt.bpb is 1.25, the rest of the record and the script give"),
+        ({"val_loss": 1.25}, "val_loss is 1.25"),
+        ({"nats": 1.25}, "scores.ttt.bits is"),
+        ({"nats": -1.25}, "scores.ttt.nats is -1.25, expected more than 0"),
+        ({"pre_quant_val_bpb": 1.25}, "scores.float.bpb is 1.25"),
+    ],
+)
+def test_numbers_that_contradict_others_fail(folder, changes, match):
+    forge(folder, **changes)
+    report = audit_folder(folder)
+    assert "record" in report.failed
+    assert match in evidence(report, "record")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"val_protocol": "plain"}, "val_protocol is 'plain'"),
+        ({"tokenizer_sha256": "0"}, "tokenizer_sha256 is '0'"),
+        ({"compliance": {"three_seeds": True}}, "compliance.three_seeds is true, and is not so"),
+        ({"compliance": 1}, "compliance is 1"),
+    ],
+)
+def test_claims_that_are_in_no_log_are_checked_too(folder, changes, match):
+    edit_record(folder, **changes)
+    assert match in evidence(audit_folder(folder), "record")
+
+
+def test_a_contamination_that_the_record_hides_is_in_the_script(folder):
+    replace_in_script(folder, "contaminated=False", "contaminated=True")
+    report = audit_folder(folder)
+    assert "contaminated is False, the rest" in evidence(report, "record")
+    assert "record" in report.failed
+
+
+def test_seeds_that_were_never_run_fail(folder):
+    log = folder / f"train_seed{SEED}.log"
+    record = json.loads((folder / "submission.json").read_text())
+    results = {str(seed): record["seed_results"][str(SEED)] for seed in (SEED, 8, 9)}
+    old, new = (
+        json.dumps({"seed_results": each})[1:-1] for each in (record["seed_results"], results)
+    )
+    log.write_text(log.read_text().replace(old, new))
+    for seed in (8, 9):
+        shutil.copy(log, folder / f"train_seed{seed}.log")
+    edit_record(folder, seeds=[SEED, 8, 9], seed_results=results)
+    report = audit_folder(folder)
+    assert report.failed == ["record"]
+    assert "3 seeds, but the artifact of one run" in evidence(report, "record")
 
 
 @pytest.mark.parametrize(
@@ -195,12 +264,12 @@ def test_deeply_nested_scripts_are_a_finding(folder, text):
 
 def test_602_seconds_fail(folder):
     results = json.loads((folder / "submission.json").read_text())["seed_results"]
-    for field in ("train_data_seconds", "eval_seconds"):
-        late = {seed: {**result, field: 602.048} for seed, result in results.items()}
+    for field, seconds in (("train_data_seconds", 602.048), ("eval_seconds", -1.0)):
+        late = {seed: {**result, field: seconds} for seed, result in results.items()}
         edit_record(folder, seed_results=late)
         report = audit_folder(folder)
         assert "clocks" in report.failed
-        assert f"{field} 602.048" in evidence(report, "clocks")
+        assert f"{field} {seconds:.3f}" in evidence(report, "clocks")
 
 
 def test_over_the_budget(folder):
@@ -217,6 +286,22 @@ def test_a_missing_file_is_named(folder, name):
     report = audit_folder(folder)
     assert "files" in report.failed
     assert name in evidence(report, "files")
+
+
+@pytest.mark.parametrize("name", ["cache", "model.fly"])
+def test_links_lead_out_of_the_folder(made, folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(made[1].folder if name == "cache" else made[0] / name)
+    report = audit_folder(folder)
+    assert report.failed == ["files"]
+    assert f"not counted: {name}" in evidence(report, "files")
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    (folder / "train_gpt.py").unlink()
+    os.mkfifo(folder / "train_gpt.py")
+    with pytest.raises(DataError, match=r"train_gpt.py: neither a file nor a folder"):
+        audit_folder(folder)
 
 
 def test_surplus_files_are_for_a_person_to_judge(folder):
@@ -286,9 +371,7 @@ def test_a_changed_script_is_named_and_not_run(made, folder, lie, name):
 
 
 def test_a_script_that_prints_the_number_it_wants_fails(made, folder):
-    for path in (folder / "submission.json", folder / f"train_seed{SEED}.log"):
-        record = json.loads((made[0] / "submission.json").read_text())
-        path.write_text(path.read_text().replace(repr(record["val_bpb"]), "1.25"))
+    forge(folder, val_bpb=1.25)
     replace_in_script(
         folder, "options.out.write_text(", "facts['score']['bpb'] = 1.25; options.out.write_text("
     )

@@ -117,12 +117,16 @@ def audit_folder(
     Raises
     ------
     DataError
-        The folder is no submission at all, or the data folder is unusable.
+        The folder is no submission at all or has a pipe or device in it, or the data folder is
+        unusable.
     """
     root = Path(folder)
     parts = (SCRIPT_FILE, ARTIFACT_FILE, RECORD_FILE)
     if not any((root / name).is_file() for name in parts):
         raise DataError(f"{root}: no submission folder: there is none of {', '.join(parts)}")
+    for path in root.rglob("*"):  # reading a pipe or device would never end
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path}: neither a file nor a folder; no submission has such a thing")
     subject = Subject(
         root,
         data=load_data_info(data) if data is not None else None,

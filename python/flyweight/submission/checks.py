@@ -28,6 +28,7 @@ from flyweight.submission.bundle import (
     SCRIPT_FILE,
 )
 from flyweight.submission.check_ledgers import replay_scores
+from flyweight.submission.check_record import contradictions
 from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
@@ -62,7 +63,9 @@ _CODEC_IMPORTS = ("brotli", "zstandard")
 
 
 def _check_files(subject: Subject) -> Verdict:
-    """Nothing is missing; what is surplus could be read by the script, and is named."""
+    """Nothing is missing or elsewhere; what is surplus could be read, and is named."""
+    if links := sorted(path.name for path in subject.root.rglob("*") if path.is_symlink()):
+        return "FAIL", f"links to what is not in the folder and not counted: {', '.join(links)}"
     known = {SCRIPT_FILE, ARTIFACT_FILE, RECORD_FILE, README_FILE, REQUIREMENTS_FILE}
     known.update(subject.logs)
     paths = [path for path in subject.root.rglob("*") if path.is_file()]
@@ -99,7 +102,7 @@ def _check_sizes(subject: Subject) -> Verdict:
 
 
 def _check_record(subject: Subject) -> Verdict:
-    """``submission.json`` and the logs have the same numbers, to the last digit."""
+    """``submission.json``, the logs and arithmetic have the same numbers, to the last digit."""
     if subject.record.get("contaminated"):
         return "FAIL", f"{CONTAMINATED}: by its own record; no score of such a model is legal"
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
@@ -114,8 +117,13 @@ def _check_record(subject: Subject) -> Verdict:
             ours, theirs = subject.recorded(field, object), logged.get(field)
             if ours != theirs:
                 return "FAIL", f"{field} is {ours} in {RECORD_FILE}, {theirs} in {name}"
+    if wrong := contradictions(subject.record, read_claim(subject.script)):
+        return "FAIL", f"{RECORD_FILE}: {'; '.join(wrong)}"
     bpb = subject.recorded("val_bpb", float)
-    return "PASS", f"{len(MEASURED)} fields of {RECORD_FILE} equal the log, val_bpb {bpb!r}"
+    return "PASS", (
+        f"{len(MEASURED)} fields of {RECORD_FILE} equal the log and each follows from the others, "
+        f"val_bpb {bpb!r}"
+    )
 
 
 def _check_container(subject: Subject) -> Verdict:
@@ -250,10 +258,10 @@ def _check_clocks(subject: Subject) -> Verdict:
         for field in ("train_data_seconds", "eval_seconds"):
             seconds = value_at(result, f"{RECORD_FILE} seed {seed}", field, kinds=(int, float))
             said.append(f"seed {seed}: {field} {seconds:.3f}")
-            if not seconds <= CLOCK_SECONDS:
+            if not 0 <= seconds <= CLOCK_SECONDS:
                 late.append(said[-1])
     if late:
-        return "FAIL", f"over {CLOCK_SECONDS:.0f} s: {', '.join(late)}"
+        return "FAIL", f"not from 0 to {CLOCK_SECONDS:.0f} s: {', '.join(late)}"
     return "PASS", f"{', '.join(said)}; decoding is outside of the clock"
 
 

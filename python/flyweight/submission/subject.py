@@ -76,10 +76,11 @@ class Subject:
         return self._data
 
     def read(self, name: str) -> bytes:
-        """A file's bytes; one that is missing, or a pipe or device, is a `DataError`."""
-        if not (self.root / name).is_file():
-            raise DataError(f"{name} is missing or no regular file")
-        return (self.root / name).read_bytes()
+        """A file's bytes; a missing file is a `DataError`."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"{name} is missing") from None
 
     @cached_property
     def record(self) -> dict[str, Any]:
