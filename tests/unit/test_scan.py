@@ -264,3 +264,36 @@ def test_files_and_findings_as_text():
     assert opened_files(source) == ["a.bin"]
     finding = Finding(rule="r", status="FAIL", line=3, evidence="e")
     assert str(finding) == "r: line 3: e"
+
+
+TOP_LEVEL = "val_tokens = load()\nfor x in val_tokens:\n    model(x).backward()\n"
+SAME_NAMES = (
+    "class A:\n def step(self, val_tokens):\n  self.m(val_tokens).backward()\n"
+    "class B:\n def step(self, x):\n  pass\n"
+)
+METHOD_AND_FUNCTION = (
+    "class A:\n def step(self, x):\n  self.m(x).backward()\n"
+    "def step(x):\n  return x\n"
+    "def go(val_tokens):\n  step(val_tokens)\n"
+)
+
+
+SHARED_HELPER = (
+    "def size(x):\n  return len(x)\n"
+    "def go(val_tokens, rows):\n"
+    "  n = size(val_tokens)\n"
+    "  model(rows, size(rows)).backward()\n"
+)
+
+
+@pytest.mark.parametrize("text", [TOP_LEVEL, SAME_NAMES], ids=["top level", "same names"])
+def test_training_is_found_wherever_it_is(text):
+    assert found(text) == {("train before score", "FAIL")}
+
+
+def test_a_function_is_no_method_of_its_name():
+    assert found(METHOD_AND_FUNCTION) == set()
+
+
+def test_a_helper_of_scoring_and_training_taints_neither():
+    assert found(SHARED_HELPER) == set()

@@ -124,6 +124,7 @@ def _mixes_target(value: ast.expr) -> bool:
 
 
 def _byte_tables(tree: ast.Module) -> Iterator[Finding]:
+    """The mistakes of PR #1804 in what builds a byte table, and a space mark nobody asks for."""
     builders = [
         node
         for node in ast.walk(tree)
@@ -135,40 +136,41 @@ def _byte_tables(tree: ast.Module) -> Iterator[Finding]:
         for node in ast.walk(tree)
     )
     for builder in builders:
-        yield from _byte_table(builder, adds_space=adds_space)
+        yield from _counted_spaces(builder, adds_space=adds_space)
+        yield from _counted_letters(builder)
+        if "is_unused" not in _called(builder):
+            yield _byte_table("FAIL", builder, f"{builder.name}() counts unused ids like text")
     if builders and "▁" not in _asked_pieces(tree):
         evidence = "nothing asserts that '▁' is a piece of its own; without it bytes are inflated"
-        yield Finding(rule="byte table", status="WARN", line=0, evidence=evidence)
+        yield _byte_table("WARN", None, evidence)
 
 
-def _byte_table(builder: ast.FunctionDef, *, adds_space: bool) -> Iterator[Finding]:
-    rule = "byte table"
+def _counted_spaces(builder: ast.FunctionDef, *, adds_space: bool) -> Iterator[Finding]:
+    """``len(piece.encode()) + 1``."""
     for node in ast.walk(builder):
-        if (
-            isinstance(node, ast.BinOp)
-            and isinstance(node.op, ast.Add)
-            and any(isinstance(side, ast.Constant) and side.value == 1 for side in _sides(node))
-            and any("encode" in _called(side) and "len" in _called(side) for side in _sides(node))
-        ):
-            evidence = "the leading space is counted in the table"
-            if adds_space:
-                evidence += ", and again at evaluation: bytes are x1.1671 on SP8192"
-            status: Status = "FAIL" if adds_space else "WARN"
-            yield Finding(rule=rule, status=status, line=node.lineno, evidence=evidence)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            sides = (node.left, node.right)
+            adds_one = any(isinstance(side, ast.Constant) and side.value == 1 for side in sides)
+            if adds_one and any({"encode", "len"} <= _called(side) for side in sides):
+                evidence = "the leading space is counted in the table"
+                if adds_space:
+                    evidence += ", and again at evaluation: bytes are x1.1671 on SP8192"
+                yield _byte_table("FAIL" if adds_space else "WARN", node, evidence)
+
+
+def _counted_letters(builder: ast.FunctionDef) -> Iterator[Finding]:
+    """``if is_byte(i): n = len(piece.encode())``."""
+    for node in ast.walk(builder):
         if isinstance(node, ast.If) and "is_byte" in _called(node.test):
             for statement in node.body:
                 if isinstance(statement, ast.Assign) and "encode" in _called(statement.value):
                     evidence = "a byte token counts the letters of its name, <0xE2>, not 1"
-                    yield Finding(
-                        rule=rule, status="FAIL", line=statement.lineno, evidence=evidence
-                    )
-    if "is_unused" not in _called(builder):
-        evidence = f"{builder.name}() counts unused ids like text"
-        yield Finding(rule=rule, status="FAIL", line=builder.lineno, evidence=evidence)
+                    yield _byte_table("FAIL", statement, evidence)
 
 
-def _sides(node: ast.BinOp) -> tuple[ast.expr, ast.expr]:
-    return node.left, node.right
+def _byte_table(status: Status, where: ast.expr | ast.stmt | None, evidence: str) -> Finding:
+    line = where.lineno if where is not None else 0
+    return Finding(rule="byte table", status=status, line=line, evidence=evidence)
 
 
 def _called(tree: ast.AST) -> set[str]:
