@@ -320,3 +320,17 @@ def test_wrong_use():
         probe_permutation(scorer_of(honest), stream(12), bos_id=BOS)
     with pytest.raises(InvalidArgumentError, match="0 samples"):
         probe_causality(honest, stream(), vocab_size=VOCAB, samples=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
+def test_what_is_no_number_of_nats_is_no_score(value):
+    found = probe_one_pass([(0, [1.0, 2.0]), (2, [value])], expected=3)
+    assert not found.passed
+    assert "target 2 has" in found.evidence
+
+
+@pytest.mark.parametrize("targets", [[], [-1], [3]])
+def test_mass_of_no_target_is_refused(targets):
+    tokens = np.arange(4)
+    with pytest.raises(InvalidArgumentError, match="of 3"):
+        probe_mass(lambda t: np.zeros(t.size - 1), tokens, vocab_size=4, targets=targets)

@@ -130,7 +130,9 @@ def probe_score_before_update(
         found = probe_mass(session_scorer(make), tokens, vocab_size=vocab_size, targets=at)
         if not found.passed:
             return Verdict(name=name, passed=False, evidence=f"{found.evidence}: learned first")
-    evidence = f"bit-identical to twins that never see the rest of {len(chunks)} chunks"
+    evidence = (
+        f"bit-identical to twins that never see the rest of {len(chunks)} of {len(entries)} chunks"
+    )
     return Verdict(name=name, passed=True, evidence=evidence)
 
 

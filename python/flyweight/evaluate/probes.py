@@ -19,6 +19,7 @@ before update) and 4 (one pass); the probes of PR #1240 and PR #1642 are the mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -94,7 +95,10 @@ def probe_causality(
             if row is not None:
                 evidence = f"the prediction of target {row} changed with {what} of target {target}"
                 return Verdict(name=name, passed=False, evidence=evidence)
-    evidence = f"bit-identical under {2 * len(targets)} changes from {len(targets)} targets on"
+    evidence = (
+        f"bit-identical under {2 * len(targets)} changes from {len(targets)} of {tokens.size - 1} "
+        "targets on"
+    )
     return Verdict(name=name, passed=True, evidence=evidence)
 
 
@@ -154,15 +158,23 @@ def probe_mass(
     score : scorer, run ``vocab_size`` times for each target
     tokens : (T,) integers below ``vocab_size``
     vocab_size : answers to try
-    targets : which targets to try them at
+    targets : which targets to try them at, one or more
     name : of the verdict
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no target to try, or one is outside of the stream.
 
     References
     ----------
     openai/parameter-golf issue 1017, condition 2; PR #886 measured 277 this way.
     """
-    tried = []
-    for target in targets:
+    tried: list[str] = []
+    chosen = list(targets)
+    if not chosen or not 0 <= min(chosen) <= max(chosen) < tokens.size - 1:
+        raise InvalidArgumentError(f"probe: targets {chosen} of {tokens.size - 1}")
+    for target in chosen:
         mass = 0.0
         for answer in range(vocab_size):
             twin = tokens.copy()
@@ -184,6 +196,8 @@ def probe_one_pass(
 ) -> Verdict:
     """Whether each target has exactly one score, entered left to right, and no other is reported.
 
+    A score is a finite number of nats, 0 or more; anything else is no score of its target.
+
     Parameters
     ----------
     entries : first target and nats of each run of targets, in the order in which they were entered
@@ -195,18 +209,23 @@ def probe_one_pass(
     openai/parameter-golf issue 1017, condition 4.
     """
     name, position = "C4 one pass", 0
-    total: list[float] = []
+    parts = [np.empty(0)]
     for first, nats in entries:
         if first != position:
             problem = "was scored again" if first < position else f"came before target {position}"
             evidence = f"target {first} {problem}; entries must go left to right, each target once"
             return Verdict(name=name, passed=False, evidence=evidence)
-        position += len(nats)
-        total.extend(float(value) for value in nats)
+        parts.append(np.asarray(nats, dtype=np.float64))
+        bad = ~(np.isfinite(parts[-1]) & (parts[-1] >= 0))
+        if bad.any():
+            where = int(np.argmax(bad))
+            evidence = f"target {first + where} has {parts[-1][where]} nats, which is no score"
+            return Verdict(name=name, passed=False, evidence=evidence)
+        position += parts[-1].size
     if position != expected:
         evidence = f"{position} entries for {expected} targets"
         return Verdict(name=name, passed=False, evidence=evidence)
-    nats_sum = float(np.sum(np.asarray(total, dtype=np.float64)))
+    nats_sum = math.fsum(np.concatenate(parts).data)
     if reported_nats is not None and not abs(reported_nats - nats_sum) <= 1e-9 * abs(nats_sum):
         evidence = f"reported are {reported_nats!r} nats, the entries sum to {nats_sum!r}"
         return Verdict(name=name, passed=False, evidence=evidence)
