@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from flyweight.errors import InvalidArgumentError  # noqa: E402
 from flyweight.model.blocks import PLAIN  # noqa: E402
 from flyweight.model.config import ModelConfig  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.quant.config import QuantConfig, QuantRule  # noqa: E402
 from flyweight.train.config import QatConfig, TrainConfig  # noqa: E402
-from flyweight.train.losses import Losses, fastest_operations  # noqa: E402
+from flyweight.train.losses import Losses, Phase, fastest_operations  # noqa: E402
 
 QUANTIZE = QuantConfig(rules=(QuantRule(match="*", bits=4, scale="row-max"),), min_elements=1)
 
@@ -87,6 +89,30 @@ def test_what_is_compiled_is_what_is_still_to_come(spent: float, graphs: int) ->
         batch_sequences=2, max_steps=10, recur_start_fraction=0.4, qat=QatConfig(start_fraction=0.7)
     )
     assert len(Losses(a_model(**RECURRING), config, QUANTIZE).compile(spent)) == graphs
+
+
+def test_sequences_are_cut_into_pieces_at_first() -> None:
+    model = a_model(**RECURRING)
+    config = TrainConfig(
+        batch_sequences=2,
+        max_steps=10,
+        short_seq_len=4,
+        short_fraction=0.3,
+        recur_start_fraction=0.6,
+    )
+    losses = Losses(model, config, None)
+    pieces = TOKENS.view(4, 4)
+    short, once, plain = (
+        model.loss_once(pieces, pieces).item(),
+        model.loss_once(TOKENS, TOKENS).item(),
+        model.loss(TOKENS, TOKENS).item(),
+    )
+    assert len({short, once, plain}) == 3
+    assert [value(losses, spent) for spent in (0.0, 0.29, 0.3, 0.6)] == [short, short, once, plain]
+    assert losses.phase == Phase(recurs=True, seq_len=8)
+    assert [len(Losses(model, config, None).compile(spent)) for spent in (0, 0.3, 0.6)] == [3, 2, 1]
+    with pytest.raises(InvalidArgumentError, match="short_seq_len=3 does not divide seq_len=8"):
+        Losses(model, dataclasses.replace(config, short_seq_len=3), None)
 
 
 def test_recompilations_are_counted() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from flyweight.train.data import TokenStream  # noqa: E402
 from flyweight.train.diagnose import memory_explained, why_not_finite  # noqa: E402
 from flyweight.train.distributed import World  # noqa: E402
 from flyweight.train.gradients import passes  # noqa: E402
+from flyweight.train.losses import Phase  # noqa: E402
 from flyweight.train.monitor import Monitor, StepRecord  # noqa: E402
 from flyweight.train.prefetch import DEPTH, Prefetcher  # noqa: E402
 from flyweight.train.speed import Speedometer, flops_per_token  # noqa: E402
@@ -45,6 +47,8 @@ MODEL = ModelConfig(
     seq_len=8,
     rope_dims=4,
 )
+RECURRING = dataclasses.replace(MODEL, recur_first=0, recur_last=1, recur_passes=1)
+WHOLE = Phase(recurs=True, seq_len=8)
 CONFIG = TrainConfig(batch_sequences=4, max_steps=4, device="cpu")
 ALONE = World(device=torch.device("cpu"))
 
@@ -166,15 +170,11 @@ def test_events_are_those_of_the_log(data: Path, tmp_path: Path) -> None:
 
 
 def test_speed_in_words() -> None:
-    known = Speedometer(bytes_per_token=2.5, flops_once=2e8, flops_recurring=3e8, peak_flops=1e15)
-    assert known.flops(5, recurs=False) == 1e9
-    assert known.flops(5, recurs=True) == 1.5e9
+    known = Speedometer(bytes_per_token=2.5, model=MODEL, peak_flops=1e15)
     assert known.text(3.4657359, 2_000_000, 2.0, 2e14) == (
         "loss 3.466 ~2.000 bpb 1,000,000 tokens/s MFU 20%"
     )
-    unknown = Speedometer(
-        bytes_per_token=None, flops_once=2e8, flops_recurring=2e8, peak_flops=None
-    )
+    unknown = Speedometer(bytes_per_token=None, model=MODEL, peak_flops=None)
     assert unknown.text(3.0, 0, 0.0, 0.0) == "loss 3.000 0 tokens/s"
 
 
@@ -190,6 +190,8 @@ def test_flops_of_a_token() -> None:
     more = 3 / 11 * (6 * layers + 6 * 2048 * 512 * 11)
     assert flops_per_token(PUBLISHED["pr1539"]()) - once == pytest.approx(more, rel=1e-3)
     assert flops_per_token(PUBLISHED["pr1539"](), recur=False) == once
+    short = flops_per_token(config, seq_len=512)
+    assert flops_per_token(config) - short == pytest.approx(0.75 * attention)
 
 
 # --- the line and the log -----------------------------------------------------------------------
@@ -198,15 +200,14 @@ def test_flops_of_a_token() -> None:
 def monitor_of(
     log: Path,
     *,
-    recurs_from: int = 0,
+    phases: Sequence[Phase] = 4 * (WHOLE,),
     state: TrainState | None = None,
     bytes_per_token: float | None = None,
     **record: Any,
 ) -> None:
     """Show four steps of 10 tokens and a second each, of a budget of four."""
-    speedometer = Speedometer(
-        bytes_per_token=bytes_per_token, flops_once=1.0, flops_recurring=3.0, peak_flops=100.0
-    )
+    peak = 100 * flops_per_token(RECURRING)
+    speedometer = Speedometer(bytes_per_token=bytes_per_token, model=RECURRING, peak_flops=peak)
     state = state or new_state(MODEL, CONFIG, seed=0, world=ALONE)
     with Monitor(
         log,
@@ -226,19 +227,25 @@ def monitor_of(
                     seconds=float(step),
                     spent=step / 4,
                     batch_tokens=10,
-                    recurs=step > recurs_from,
+                    phase=phases[step - 1],
                     **{"recompilations": 0, "metrics": torch.tensor([3.0, 1.0]), **record},
                 )
             )
             monitor.look()
 
 
-@pytest.mark.parametrize(("recurs_from", "share"), [(4, "10%"), (2, "20%"), (0, "30%")])
-def test_layers_that_are_not_repeated_yet_do_not_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], recurs_from: int, share: str
+def test_layers_and_keys_that_are_left_out_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monitor_of(tmp_path / "log.jsonl", recurs_from=recurs_from)
-    assert f"step 4 loss 3.000 10 tokens/s MFU {share}" in capsys.readouterr().err
+    once, short = Phase(recurs=False, seq_len=8), Phase(recurs=True, seq_len=4)
+    for phases in (4 * (WHOLE,), 4 * (once,), 4 * (short,), (once, short, WHOLE, WHOLE)):
+        flops = sum(
+            flops_per_token(RECURRING, recur=phase.recurs, seq_len=phase.seq_len)
+            for phase in phases
+        )
+        share = flops / 4 / flops_per_token(RECURRING) / 10
+        monitor_of(tmp_path / "log.jsonl", phases=phases)
+        assert f"step 4 loss 3.000 10 tokens/s MFU {share:.0%}" in capsys.readouterr().err
 
 
 class OnDevice:
@@ -265,7 +272,7 @@ def test_a_step_counts_when_the_device_has_done_it(
     monitor_of(tmp_path / "log.jsonl", metrics=OnDevice(clock))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["seconds"]) for line in lines] == [(1, 2.0), (4, 5.0)]
-    assert "step 4 loss 3.000 8 tokens/s MFU 24%" in capsys.readouterr().err
+    assert "step 4 loss 3.000 8 tokens/s MFU 8%" in capsys.readouterr().err
 
 
 def test_a_resumed_run_knows_the_time_left_and_its_own_share_of_the_peak(
@@ -273,10 +280,10 @@ def test_a_resumed_run_knows_the_time_left_and_its_own_share_of_the_peak(
 ) -> None:
     state = new_state(MODEL, CONFIG, seed=0, world=ALONE)
     state.step, state.seconds = 3, 3.0
-    monitor_of(tmp_path / "log.jsonl", state=state, recurs_from=3)
+    monitor_of(tmp_path / "log.jsonl", state=state)
     err = capsys.readouterr().err
     assert re.search(r"train +75%\|█+ +\| 00:00<\?", err)
-    assert "tokens/s MFU 30%" in err
+    assert "tokens/s MFU 10%" in err
 
 
 def test_the_last_step_is_logged_whatever_its_number(tmp_path: Path) -> None:

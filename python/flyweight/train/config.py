@@ -203,6 +203,11 @@ class TrainConfig:
     """Least share of the learning rates that the fall leaves."""
     recur_start_fraction: float = 0.0
     """Share of the budget after which the model repeats its layers, if it has any to repeat."""
+    short_seq_len: int = 0
+    """Tokens of the pieces that sequences are cut into at first, a divisor of ``seq_len``; 0 leaves
+    them whole."""
+    short_fraction: float = 0.0
+    """Share of the budget in which they are cut: attention takes less of it there."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient."""
     average: Literal["ema", "swa", "hma", "none"] = "ema"
@@ -244,8 +249,14 @@ class TrainConfig:
         if self.average == "hma":
             decay = self.ema_decay
             _require(0.5 <= decay < 1, "ema_decay", decay, "from 0.5 to below 1 for average 'hma'")
-        start = self.recur_start_fraction
-        _require(0 <= start < 1, "recur_start_fraction", start, "from 0 to below 1")
+        for name in ("recur_start_fraction", "short_fraction"):
+            share = getattr(self, name)
+            _require(0 <= share < 1, name, share, "from 0 to below 1")
+        if self.short_seq_len < 0 or (self.short_seq_len > 0) != (self.short_fraction > 0):
+            raise InvalidArgumentError(
+                f"short_seq_len={self.short_seq_len} and short_fraction={self.short_fraction}: "
+                "expected both above 0, or both 0"
+            )
         _require(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "auto, cpu or cuda")
         if not (self.max_steps or self.max_seconds):

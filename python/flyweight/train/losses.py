@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -19,10 +19,20 @@ from flyweight.quant.qat import FakeQuant
 from flyweight.train.config import TrainConfig
 from flyweight.train.schedule import rounding_hardness
 
-__all__ = ["LossFunction", "Losses", "add_gradient", "fastest_operations"]
+__all__ = ["LossFunction", "Losses", "Phase", "add_gradient", "fastest_operations"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens and targets (B, T) to their mean cross-entropy in nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What a model does at a time of a run; each phase has a graph of its own."""
+
+    recurs: bool
+    """Layers are repeated, where the model has any to repeat."""
+    seq_len: int
+    """Tokens that attention sees."""
 
 
 class Losses:
@@ -37,27 +47,33 @@ class Losses:
     ----------
     hardness : of the rounding in the loss that was picked last; 0 is none yet, and None that there
         will be none
-    recurs : whether the loss that was picked last repeats layers, where the model has any to repeat
+    phase : of the loss that was picked last
 
     Raises
     ------
     InvalidArgumentError
-        There is nothing that says how weights are quantized, or it is not for training.
+        There is nothing that says how weights are quantized, or it is not for training; sequences
+        do not divide into the short ones.
 
     Notes
     -----
-    Recurrence has a graph of its own, and both are compiled before the clock starts. Rounding has
-    none: the same graph gets other weights (docs/decisions/0013).
+    The graphs of all phases are compiled before the clock starts. Rounding has none: the same graph
+    gets other weights (docs/decisions/0013).
     """
 
     def __init__(
         self, model: Transformer, config: TrainConfig, quantize: QuantConfig | None
     ) -> None:
         self.hardness: float | None = None
-        self._model, self.recurs = model, True
-        self._recur_start = config.recur_start_fraction if model.config.recur_passes else 0.0
+        self._model, self._config = model, config
+        if config.short_seq_len and model.config.seq_len % config.short_seq_len:
+            raise InvalidArgumentError(
+                f"short_seq_len={config.short_seq_len} does not divide "
+                f"seq_len={model.config.seq_len}"
+            )
+        self.phase = self._phase_at(1.0)
         model.use(fastest_operations(model))
-        self._functions: dict[bool, LossFunction] = {True: model.loss, False: model.loss_once}
+        self._compiled: dict[Phase, LossFunction] = {}
         self._qat, self._graphs = config.qat, 0
         if self._qat is None:
             return
@@ -88,14 +104,17 @@ class Losses:
         ----------
         spent : share of the budget that is gone
         """
-        phases = [True] if spent >= self._recur_start else [False, True]
-        for recurs in phases:
-            function = self._functions[recurs]
+        ends = (self._config.recur_start_fraction, self._config.short_fraction)
+        phases = {self._phase_at(time) for time in (spent, *(max(spent, end) for end in ends))}
+        for phase in sorted(phases, key=repr):
             # Rows that compilers pad are copied for our own kernels, which takes longer.
-            self._functions[recurs] = torch.compile(
-                function, fullgraph=True, dynamic=False, options={"comprehensive_padding": False}
+            self._compiled[phase] = torch.compile(
+                self._plain(phase),
+                fullgraph=True,
+                dynamic=False,
+                options={"comprehensive_padding": False},
             )
-        return [self._functions[recurs] for recurs in phases]
+        return list(self._compiled.values())
 
     def pick(self, spent: float) -> LossFunction:
         """The loss for a step, to be called under :meth:`rounding`.
@@ -110,12 +129,28 @@ class Losses:
                 start_fraction=self._qat.start_fraction,
                 anneal_fraction=self._qat.anneal_fraction,
             )
-        self.recurs = spent >= self._recur_start
-        return self._functions[self.recurs]
+        self.phase = self._phase_at(spent)
+        return self._compiled.get(self.phase) or self.plain()
 
     def plain(self) -> LossFunction:
         """The loss that was picked last, not compiled."""
-        return self._model.loss if self.recurs else self._model.loss_once
+        return self._plain(self.phase)
+
+    def _phase_at(self, spent: float) -> Phase:
+        config, model = self._config, self._model.config
+        return Phase(
+            recurs=not model.recur_passes or spent >= config.recur_start_fraction,
+            seq_len=config.short_seq_len if spent < config.short_fraction else model.seq_len,
+        )
+
+    def _plain(self, phase: Phase) -> LossFunction:
+        loss_function = self._model.loss if phase.recurs else self._model.loss_once
+
+        def of_pieces(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            shape = (-1, phase.seq_len)
+            return loss_function(tokens_BT.reshape(shape), targets_BT.reshape(shape))
+
+        return of_pieces
 
     def rounding(self) -> AbstractContextManager[None]:
         """Round the weights, if it is time, for all losses and gradients of a step."""

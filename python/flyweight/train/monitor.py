@@ -19,6 +19,7 @@ from tqdm import tqdm
 from flyweight.errors import DataError
 from flyweight.interop import atomic_write
 from flyweight.train.curve import open_events, write_curve
+from flyweight.train.losses import Phase
 from flyweight.train.speed import Speedometer, tokens_per_second
 from flyweight.train.state import TrainState
 
@@ -50,8 +51,8 @@ class StepRecord:
     """Share of the budget that is gone; 1 is the last step."""
     batch_tokens: int
     """Tokens of this step, in all processes."""
-    recurs: bool
-    """Whether the model repeated its layers, where it has any to repeat."""
+    phase: Phase
+    """What the model did."""
     recompilations: int
     """Graphs compiled inside the clock so far."""
     qat: float | None = None
@@ -169,7 +170,7 @@ class Monitor:
         self._show(record)
 
     def _show(self, record: StepRecord) -> None:
-        self._flops += self._speedometer.flops(record.batch_tokens, recurs=record.recurs)
+        self._flops += self._speedometer.flops(record.batch_tokens, record.phase)
         seconds = record.seconds - self._start_seconds  # of this life, as the operations are
         shown = self._speedometer.text(
             self.loss, record.tokens, record.seconds, self._flops / seconds if seconds else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flyweight.data.facts import DATA_FILE, DataInfo
 from flyweight.model.config import ModelConfig
 from flyweight.model.parameters import parameter_counts
 from flyweight.train.distributed import World
+from flyweight.train.losses import Phase
 
 __all__ = ["Speedometer", "flops_per_token", "tokens_per_second"]
 
@@ -22,12 +24,16 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 _LOOKUPS = ("tok_emb.weight", "bigram.embed.weight", "ve_shared.embed.weight")
 
 
-def flops_per_token(config: ModelConfig, *, recur: bool = True) -> float:
+@functools.cache
+def flops_per_token(
+    config: ModelConfig, *, recur: bool = True, seq_len: int | None = None
+) -> float:
     """Operations of a forward and backward pass, per token.
 
     Parameters
     ----------
     recur : False counts those of a training that has not begun to recur
+    seq_len : of the sequences, if it is not that of the config
 
     Notes
     -----
@@ -44,7 +50,7 @@ def flops_per_token(config: ModelConfig, *, recur: bool = True) -> float:
     )
     head = config.vocab_size * config.model_dim if config.tied_embeddings else 0
     passes = len(config.layer_order(recur=recur))
-    attention = 6 * config.seq_len * config.model_dim * passes
+    attention = 6 * (seq_len or config.seq_len) * config.model_dim * passes
     return 6 * (blocks * passes / config.num_layers + rest + head) + attention
 
 
@@ -59,10 +65,8 @@ class Speedometer:
 
     bytes_per_token: float | None
     """Of the text that is trained on, or else of the validation text."""
-    flops_once: float
-    """Operations per token while no layer is repeated."""
-    flops_recurring: float
-    """The same with all repeated layers."""
+    model: ModelConfig
+    """What is trained."""
     peak_flops: float | None
     """Of all devices together, a second."""
 
@@ -79,14 +83,13 @@ class Speedometer:
         peak = next((flops for part, flops in PEAKS.items() if part in name), None)
         return cls(
             bytes_per_token=ratio,
-            flops_once=flops_per_token(model, recur=False),
-            flops_recurring=flops_per_token(model),
+            model=model,
             peak_flops=peak and peak * world.size,
         )
 
-    def flops(self, tokens: int, *, recurs: bool) -> float:
-        """Operations of training on so many tokens, with or without the repeated layers."""
-        return tokens * (self.flops_recurring if recurs else self.flops_once)
+    def flops(self, tokens: int, phase: Phase) -> float:
+        """Operations of training on so many tokens, as the model runs in a phase."""
+        return tokens * flops_per_token(self.model, recur=phase.recurs, seq_len=phase.seq_len)
 
     def bpb(self, loss: float) -> float | None:
         """Estimate of the bits per byte that a loss in nats per token comes to."""

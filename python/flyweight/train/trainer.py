@@ -250,7 +250,7 @@ def _loop(state: TrainState, job: _Job, batches: Prefetcher, monitor: Monitor | 
                         seconds=state.seconds,
                         spent=_spent(state, config),
                         batch_tokens=batch_tokens,
-                        recurs=losses.recurs,
+                        phase=losses.phase,
                         recompilations=losses.recompilations,
                         qat=losses.hardness,
                         stall_seconds=batches.stall_seconds,
