@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from flyweight.codecs.select import Effort
 from flyweight.errors import DataError, InvalidArgumentError
-from flyweight.format.container import PlainTensor, Stored, open, write_container  # noqa: A004
+from flyweight.format.container import open, write_container  # noqa: A004
 from flyweight.format.header import DTYPE_IDS
+from flyweight.format.stored import PlainTensor, Stored
 from flyweight.format.wire import FieldValue
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.quant.config import QuantConfig, QuantRule

@@ -18,8 +18,8 @@ from flyweight.codecs.codec import Codec, codec_by_name, codec_names
 from flyweight.codecs.layout import BYTE_PLANES, PLAIN, Plane, split_planes
 from flyweight.codecs.zstd import ZstdCodec
 from flyweight.errors import CorruptStreamError, InvalidArgumentError
-from flyweight.format.container import Stored
 from flyweight.format.inspect import information_bits
+from flyweight.format.stored import Stored
 from flyweight.quant.grid import QuantizedTensor, matrix_shape
 
 __all__ = ["BakeOff", "CodecTotal", "TensorResult", "bake_off", "default_codecs"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flyweight.artifact import FLOAT_DTYPES, keep_tensor
 from flyweight.codecs.select import Effort
 from flyweight.errors import InvalidArgumentError
-from flyweight.format.container import CodedTensor
+from flyweight.format.section import CodedTensor
 from flyweight.format.stored import PlainTensor, Stored
 from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.clip import sdclip_scales

@@ -9,8 +9,9 @@ import flyweight
 from ctx_samples import class_plane
 from flyweight.codecs.codec import PlaneSpec
 from flyweight.codecs.ctx import CtxCodec
-from flyweight.format.container import Stored, write_container
+from flyweight.format.container import write_container
 from flyweight.format.inspect import inspect
+from flyweight.format.stored import Stored
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.submission.decode_streams import FlyError, decode_planes
 from flyweight.submission.decoder import decode_fly

@@ -15,7 +15,8 @@ import numpy as np
 
 from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.codecs.layout import FLOAT_PLANES
-from flyweight.format.container import PlainTensor, Stored, write_container
+from flyweight.format.container import write_container
+from flyweight.format.stored import PlainTensor, Stored
 from flyweight.interop import write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.reference import ans as reference_ans

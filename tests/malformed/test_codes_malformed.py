@@ -11,7 +11,7 @@ import pytest
 
 from flyweight.artifact import load_stored, save_stored
 from flyweight.errors import DataError
-from flyweight.format.container import PlainTensor
+from flyweight.format.stored import PlainTensor
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.quant.grid import Grid, QuantizedTensor
 

@@ -15,8 +15,9 @@ import flyweight
 from flyweight.artifact import unpack
 from flyweight.codecs.codec import PlaneSpec, codec_by_name
 from flyweight.errors import CorruptStreamError, FlyweightError, UnsupportedError
-from flyweight.format.container import PlainTensor, write_container
+from flyweight.format.container import write_container
 from flyweight.format.header import read_directory
+from flyweight.format.stored import PlainTensor
 from flyweight.format.wire import Reader, read_fields, read_pairs, write_varint, write_zigzag
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.submission.decode_streams import FLY_DAMAGE, FlyError, decode_planes

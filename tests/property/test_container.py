@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import flyweight
 from flyweight.artifact import load_stored, pack, quantize, save_stored, unpack
 from flyweight.errors import InvalidArgumentError, UnsupportedError
-from flyweight.format.container import PlainTensor, Stored, write_container
+from flyweight.format.container import write_container
 from flyweight.format.header import DTYPES
 from flyweight.format.inspect import inspect
-from flyweight.format.stored import arrays_of
+from flyweight.format.stored import PlainTensor, Stored, arrays_of
 from flyweight.quant.config import QuantConfig, QuantRule
 from flyweight.quant.grid import Grid, QuantizedTensor
 from flyweight.submission.decoder import decode_fly

@@ -20,7 +20,7 @@ from flyweight.cli.main import flyweight
 from flyweight.cli.plot import Point, scatter_svg, scatter_text
 from flyweight.codecs.codec import codec_names
 from flyweight.errors import InvalidArgumentError
-from flyweight.format.container import PlainTensor
+from flyweight.format.stored import PlainTensor
 from flyweight.interop import write_safetensors
 from flyweight.quant.config import QuantConfig
 

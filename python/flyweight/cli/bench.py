@@ -15,8 +15,9 @@ from flyweight.bake_off import BakeOff, CodecTotal, bake_off, default_codecs
 from flyweight.cli.output import emit, json_option, printable, table
 from flyweight.cli.plot import Point, scatter_svg, scatter_text
 from flyweight.errors import InvalidArgumentError
-from flyweight.format.container import MAGIC, Stored
+from flyweight.format.container import MAGIC
 from flyweight.format.container import open as open_fly
+from flyweight.format.stored import Stored
 from flyweight.interop import atomic_write, read_safetensors
 from flyweight.quant.config import QuantConfig
 from flyweight.quant.grid import QuantizedTensor

@@ -11,35 +11,26 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flyweight.codecs.codec import codec_by_id
-from flyweight.codecs.layout import join_planes, plane_specs
-from flyweight.codecs.select import Choice, Effort, select
+from flyweight.codecs.select import Choice, Effort
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
 from flyweight.format.header import (
-    DTYPE_IDS,
-    MAX_AXES,
     Directory,
-    Part,
-    Section,
     read_directory,
     write_directory,
 )
-from flyweight.format.stored import PlainTensor, Stored, arrays_of
+from flyweight.format.section import CodedTensor, code_tensor, decode_tensor
+from flyweight.format.stored import Stored
 from flyweight.format.wire import FieldValue, read_fields, read_pairs, write_fields, write_pairs
 from flyweight.kernels.parallel import map_parallel
 from flyweight.quant.grid import QuantizedTensor, from_float32
 from flyweight.typing import AnyArray
 
 __all__ = [
-    "CodedTensor",
     "FlyFile",
-    "PlainTensor",
-    "Stored",
     "assemble",
     "code_tensors",
     "open",
@@ -86,18 +77,6 @@ def write_container(
     return data, {name: tensor.choices for name, tensor in coded.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodedTensor:
-    """A tensor as it lies in a file, before the file is put together."""
-
-    section: Section
-    """Its entry in the directory."""
-    body: bytes
-    """Its bytes."""
-    choices: dict[str, Choice]
-    """Role (``codes``, ``scales``, ...) to what was tried for it."""
-
-
 def code_tensors(
     tensors: Mapping[str, Stored],
     *,
@@ -108,7 +87,7 @@ def code_tensors(
     """The smallest streams of each tensor, by name; see :func:`write_container`."""
     names = list(tensors)
     coded = map_parallel(
-        lambda name: _code(name, tensors[name], codec, effort),
+        lambda name: code_tensor(name, tensors[name], codec, effort),
         names,
         sizes=[_size(tensors[name]) for name in names],
         threads=threads,
@@ -206,7 +185,7 @@ class FlyFile:
         """
         body = self.section_bytes(name)
         try:
-            return _decode(self.sections[name], body)
+            return decode_tensor(self.sections[name], body)
         except (CorruptStreamError, UnsupportedError) as error:
             raise type(error)(f"{self.name}: tensor {name!r}: {error}") from error
         except MemoryError:
@@ -347,84 +326,3 @@ def _read_head(data: memoryview) -> tuple[Directory, int]:
 
 def _size(tensor: Stored) -> int:
     return (tensor.codes if isinstance(tensor, QuantizedTensor) else tensor.values).nbytes
-
-
-def _code(name: str, tensor: Stored, codec: str, effort: Effort) -> CodedTensor:
-    """One tensor as it will lie in the file; see :func:`_decode`."""
-    if isinstance(tensor, QuantizedTensor):
-        shape, grid = tensor.shape, tensor.grid
-    else:
-        shape, grid = tensor.values.shape, None
-    arrays = arrays_of(tensor)
-    last = [*arrays.values()][-1].dtype
-    if last not in DTYPE_IDS or len(shape) > MAX_AXES:
-        raise InvalidArgumentError(
-            f"tensor {name!r}: {last} with {len(shape)} axes cannot be stored; "
-            f"at most {MAX_AXES} axes of {', '.join(map(str, DTYPE_IDS))}"
-        )
-    parts = []
-    choices = {}
-    body = b""
-    for role, array in arrays.items():
-        alphabet_size = grid.alphabet_size if grid and role == "codes" else 256
-        choice = select(array, alphabet_size=alphabet_size, codec=codec, effort=effort)
-        choices[role] = choice
-        body += b"".join(stream for _, stream in choice.streams)
-        parts.append(
-            Part(
-                role=role,
-                shape=(array.shape[0], array.shape[1]),
-                dtype=array.dtype,
-                alphabet_size=alphabet_size,
-                layout=choice.layout,
-                streams=tuple((codec_id, len(stream)) for codec_id, stream in choice.streams),
-            )
-        )
-    section = Section(
-        name=name,
-        shape=shape,
-        dtype=tensor.dtype,
-        grid=grid,
-        parts=tuple(parts),
-        checksum=zlib.crc32(body),
-    )
-    return CodedTensor(section=section, body=body, choices=choices)
-
-
-def _decode(section: Section, body: memoryview) -> Stored:
-    arrays: dict[str, AnyArray] = {}
-    offset = 0
-    for part in section.parts:
-        arrays[part.role] = _decode_part(part, body[offset : offset + part.length])
-        offset += part.length
-    if section.grid is None:
-        if arrays["data"].dtype == np.bool_ and arrays["data"].view(np.uint8).max(initial=0) > 1:
-            raise CorruptStreamError("data: a bool is neither 0 nor 1")
-        return PlainTensor(values=arrays["data"].reshape(section.shape), dtype=section.dtype)
-    for role in ("scales", "zero_points", "column_scales"):
-        if role in arrays and not np.isfinite(arrays[role]).all():
-            raise CorruptStreamError(f"{role}: a value is not finite")
-    codes = (arrays["codes"].astype(np.int16) + section.grid.lo).astype(np.int8)
-    return QuantizedTensor(
-        shape=section.shape,
-        dtype=section.dtype,
-        grid=section.grid,
-        codes=codes,
-        scales=arrays["scales"],
-        zero_points=arrays.get("zero_points"),
-        column_scales=arrays["column_scales"][0] if section.grid.has_column_scales else None,
-    )
-
-
-def _decode_part(part: Part, body: memoryview) -> AnyArray:
-    specs = plane_specs(part.layout, part.shape, part.dtype.itemsize, part.alphabet_size)
-    planes = []
-    offset = 0
-    for spec, (codec_id, length) in zip(specs, part.streams, strict=True):
-        stream = body[offset : offset + length]
-        offset += length
-        if spec.count == 0:
-            planes.append(np.zeros(0, dtype=np.uint8))
-            continue
-        planes.append(codec_by_id(codec_id).decode(stream, spec))
-    return join_planes(part.layout, planes, part.shape, part.dtype, part.alphabet_size)
