@@ -96,10 +96,12 @@ def fail(folder: Path, world: World, case: str) -> None:
     def step(state: Any, *rest: Any) -> Any:
         if case == "interrupt":
             time.sleep(0.1)
+        if state.step == 4 and world.is_first and case == "kill-unnoticed":
+            time.sleep(60)  # torchrun sees it first
         if state.step == 4 and not world.is_first:
             if case == "error":
                 raise DataError("a bad shard")
-            if case == "kill":
+            if case.startswith("kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if case == "nan":
                 state.model.tok_emb.weight.data.fill_(math.nan)

@@ -97,6 +97,7 @@ def test_two_processes_train_like_one(name: str, like: str, trained: Path) -> No
     [
         ("error", "a bad shard"),
         ("kill", "another process of this run ended without a message"),
+        ("kill-unnoticed", "another process of this run ended without a message"),
         ("nan", "training diverged at step 5: loss nan, gradient norm nan: 8 rows were looked at"),
     ],
 )

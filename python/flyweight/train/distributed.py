@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from flyweight.errors import InvalidArgumentError, PeerError
+from flyweight.train.interrupt import termination_raises
 
 __all__ = ["Flying", "World", "join", "pick_device"]
 
@@ -224,7 +225,8 @@ def join(device_name: str) -> Iterator[World]:
         device_id=device if is_cuda else None,
     )
     try:
-        yield World(device=device, rank=rank, size=size)
+        with termination_raises(_peer_error()):
+            yield World(device=device, rank=rank, size=size)
     except BaseException as error:
         if _first_to_fail(store, rank) != rank:
             raise SystemExit(1) from error
@@ -284,6 +286,11 @@ def _peers() -> Iterator[None]:
     except torch.OutOfMemoryError:  # of this process, which can say what to lower
         raise
     except RuntimeError as error:
-        raise PeerError(
-            "another process of this run ended without a message; was it killed, or out of memory?"
-        ) from error
+        raise _peer_error() from error
+
+
+def _peer_error() -> PeerError:
+    return PeerError(
+        "another process of this run ended without a message: it was killed, or out of memory, or "
+        "torchrun was told to stop"
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["stop_noted"]
+__all__ = ["stop_noted", "termination_raises"]
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def stop_noted(*, is_alone: bool) -> Iterator[threading.Event]:
     ----------
     is_alone : no other process trains with this one; a second signal then does what it always does.
         torchrun passes on a SIGINT that a terminal sent to its processes already, so there it is
-        one and the same, and sends SIGTERM to those that outlive another, which cannot go on
+        one and the same, and SIGTERM means that they cannot go on, see :func:`termination_raises`
     """
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -43,3 +43,20 @@ def stop_noted(*, is_alone: bool) -> Iterator[threading.Event]:
         yield noted
     finally:
         restore()
+
+
+@contextmanager
+def termination_raises(error: Exception) -> Iterator[None]:
+    """Raise an error at SIGTERM, which torchrun sends to the processes that outlive another."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
