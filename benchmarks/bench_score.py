@@ -27,7 +27,7 @@ from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Ledger
 from flyweight.evaluate.ttt import score_stream
 from flyweight.interop import read_safetensors
-from flyweight.model.checkpoint import load_artifact
+from flyweight.model.checkpoint import load_artifact, load_weights
 from flyweight.model.config import ModelConfig
 from flyweight.model.transformer import Transformer
 from flyweight.recipes.load import load_recipe
@@ -111,7 +111,7 @@ def build(config: ModelConfig, checkpoint: Path | None) -> Transformer:
         return load_artifact(checkpoint)[0].eval()
     if checkpoint is not None:
         arrays, _ = read_safetensors(checkpoint)
-        model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+        load_weights(model, arrays, source=str(checkpoint))
         return model.eval()
     generator = torch.Generator().manual_seed(7)
     model.init_weights(generator)

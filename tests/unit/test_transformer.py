@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+from flyweight.fitting import fit
 from flyweight.model.config import BOS_TOKEN, ModelConfig
 
 torch = pytest.importorskip("torch")
 
+from flyweight.model.checkpoint import load_artifact  # noqa: E402
 from flyweight.model.embeddings import bigram_ids  # noqa: E402
 from flyweight.model.parameters import parameter_counts  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
@@ -189,6 +192,18 @@ def test_fields_round_trip(values: dict[str, Any]) -> None:
     stored = config.to_fields()
     assert list(stored) == sorted(stored)
     assert ModelConfig.from_fields(stored) == config
+
+
+def test_an_artifact_of_bfloat16_tensors_is_a_model(tmp_path: Path) -> None:
+    config = ModelConfig(**PLAIN)
+    weights = {n: p.detach().bfloat16() for n, p in build(PLAIN).named_parameters()}
+    arrays = {n: p.float().numpy().astype(ml_dtypes.bfloat16) for n, p in weights.items()}
+    (tmp_path / "model.fly").write_bytes(fit(arrays, 20_000, config=config.to_fields()).data)
+    model, tensors = load_artifact(tmp_path / "model.fly")
+    assert tensors["blocks.0.attn.q_gain"].dtype == ml_dtypes.bfloat16
+    for name, parameter in model.named_parameters():
+        kept = torch.tensor(tensors[name].astype(np.float32))
+        torch.testing.assert_close(parameter.detach(), kept, rtol=0, atol=0)
 
 
 def test_field_ids_and_defaults_are_frozen() -> None:

@@ -101,4 +101,5 @@ def load_weights(model: Transformer, arrays: Mapping[str, AnyArray], *, source: 
             )
         if not np.isfinite(array).all():
             raise DataError(f"{source}: tensor {name!r} holds a value that is not finite")
-        parameter.copy_(torch.tensor(array))
+        # torch does not know the bfloat16 of ml_dtypes.
+        parameter.copy_(torch.tensor(array.astype(np.float32, copy=False)))
