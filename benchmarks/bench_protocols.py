@@ -43,7 +43,10 @@ def protocols() -> dict[str, ScoreConfig]:
             config = replace(config, adapt=replace(config.adapt, learn=learn))
         name = f"{words} (#{system.removeprefix('pr')})"
         found[name] = replace(config, seq_len=SEQ_LEN, stride=STRIDE)
-    found["LoRA per document"] = replace(sliding, protocol="per-document", lora=LoraConfig())
+    # One chunk, as no state leaves a document: those of about one length run side by side.
+    found["LoRA per document"] = replace(
+        sliding, protocol="per-document", lora=LoraConfig(), chunk_targets=1 << 20
+    )
     found["sliding, n-gram hints"] = replace(sliding, ngram=NgramConfig())
     return found
 

@@ -206,6 +206,23 @@ def test_the_order_within_documents_is_forced(tmp_path: Path) -> None:
         ScoredRows(0, newest.nats, newest.counts, object())
 
 
+def test_documents_that_have_ended_cost_nothing(tmp_path: Path) -> None:
+    tokens = np.concatenate(DOCUMENTS)
+    with Ledger(tmp_path / "x", targets=tokens.size - 1, binding=bytes(32)) as ledger:
+        engine = PerDocument(TinyModel(), tokens, ledger, CONFIG)
+    first_R = torch.tensor([0, 0, 0, 0])
+    end_R = torch.tensor([40, 25, 12, 12])
+    rows = DocumentRows(
+        engine._added, engine._additions, engine.tokens_T, first_R, end_R, CONFIG, LORA
+    )
+    sizes = []
+    for step in range(rows.steps):
+        scored = rows.score(step)
+        sizes.append(len(scored.nats))
+        rows.adapt(scored)
+    assert sizes == [4, 4, 2, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -42,6 +42,8 @@ _PASSES = 3
 class LowRank(nn.Module):
     """A linear with an addition per row: ``y[r] = W x[r] + scale B[r] A[r] x[r]``.
 
+    Fewer rows than it has additions take the first ones.
+
     References
     ----------
     E. Hu et al., "LoRA", 2021, equation 3; openai/parameter-golf, PR #1530 (one per document).
@@ -63,8 +65,9 @@ class LowRank(nn.Module):
             self.up_RKO.zero_()
 
     def forward(self, x_RLI: Tensor) -> Tensor:
-        low_RLK = torch.bmm(x_RLI, self.down_RKI.to(x_RLI.dtype).mT)
-        added_RLO = torch.bmm(low_RLK, self.up_RKO.to(low_RLK.dtype))
+        rows = len(x_RLI)
+        low_RLK = torch.bmm(x_RLI, self.down_RKI[:rows].to(x_RLI.dtype).mT)
+        added_RLO = torch.bmm(low_RLK, self.up_RKO[:rows].to(low_RLK.dtype))
         out_RLO: Tensor = self.linear(x_RLI) + self.scale * added_RLO
         return out_RLO
 
@@ -100,9 +103,10 @@ class ScoredRows:
     step: int
     """Number of the step in its documents."""
     nats: Tensor
-    """(R, S) scores with the graph that led to them, 0 where a document has no such target."""
+    """(r, S) scores of the first r documents, the others have ended, with the graph that led to
+    them; 0 where a document has no such target."""
     counts: Tensor
-    """(R,) targets of each document in the step, at least 1."""
+    """(r,) targets of each document in the step, at least 1."""
     seal: object = field(repr=False)
     """What only `DocumentRows` has."""
 
@@ -119,10 +123,14 @@ class DocumentRows:
     model : with low-rank additions from `add_low_rank`
     additions : these
     tokens_T : the whole stream
-    first_R, end_R : (R,) int64, targets of each document, ``first .. end - 1``; R is
-        ``lora.documents``
+    first_R, end_R : (R,) int64, targets of each document, ``first .. end - 1``, the longest first;
+        R is ``lora.documents``
     config, lora : sizes, precision; what the additions learn by
-    whole_window : `target_nats` or a compiled twin, for windows of ``seq_len`` tokens
+    whole_window : `target_nats` or a compiled twin, for R windows of ``seq_len`` tokens
+
+    Notes
+    -----
+    Documents that have ended are left out where the rows before them are a power of two.
     """
 
     def __init__(
@@ -139,7 +147,10 @@ class DocumentRows:
         self._whole_window = whole_window
         self._model, self._tokens_T, self._config, self._lora = model, tokens_T, config, lora
         self._first_R, self._end_R = first_R, end_R
-        self.steps = -(-int((end_R - first_R).max()) // lora.step_targets)
+        steps_R = -((first_R - end_R) // lora.step_targets).cpu().numpy()
+        self.steps = int(steps_R.max())
+        last = [int(np.flatnonzero(steps_R > step)[-1]) for step in range(self.steps)]
+        self._rows = [min(1 << n.bit_length(), len(steps_R)) for n in last]
         generator = torch.Generator().manual_seed(0)
         for addition in additions:
             addition.reset(generator)
@@ -171,13 +182,15 @@ class DocumentRows:
             )
         size, device = self._lora.step_targets, self._tokens_T.device
         length = min((step + 1) * size, self._config.seq_len)
-        stop_R = self._first_R + (step + 1) * size
+        rows = self._rows[step]
+        stop_R = self._first_R[:rows] + (step + 1) * size
         places_RL = stop_R[:, None] - length + torch.arange(length + 1, device=device)
-        inside_RL = places_RL <= self._end_R[:, None]
+        inside_RL = places_RL <= self._end_R[:rows, None]
         last = len(self._tokens_T) - 1
         rows_RL = torch.where(inside_RL, self._tokens_T[places_RL.clamp(max=last)].long(), 0)
         positions = min(size, length)
-        function = self._whole_window if length == self._config.seq_len else target_nats
+        is_usual = length == self._config.seq_len and rows == len(self._first_R)
+        function = self._whole_window if is_usual else target_nats
         with torch.enable_grad(), autocast(device, self._config.precision):
             nats_RS = function(self._model, rows_RL, positions)
         is_target_RS = inside_RL[:, -positions:]
@@ -212,8 +225,9 @@ class PerDocument(ScoringEngine):
     -----
     A document also scores the BOS of the next one. What the first document lacks of its start is
     lacking. No state leaves a chunk, so that a resumed run has nothing to replay. Kernels that read
-    the weights of linears past them are not used. Compiled are windows of ``seq_len`` tokens; the
-    first ones of a document, which grow step by step, would each be a graph of their own.
+    the weights of linears past them are not used. Compiled are full rows of windows of
+    ``seq_len`` tokens; the first ones of a document, which grow step by step, would each be a graph
+    of their own.
     """
 
     adapts_within = True
@@ -299,7 +313,8 @@ class PerDocument(ScoringEngine):
     ) -> None:
         missing, device = self._lora.documents - first.size, self.tokens_T.device
         first_R = torch.from_numpy(np.pad(first, (0, missing), mode="edge")).to(device)
-        end_R = torch.from_numpy(np.pad(end, (0, missing), mode="edge")).to(device)
+        empty = np.full(missing, first[-1])
+        end_R = torch.from_numpy(np.concatenate((end, empty))).to(device)
         rows = DocumentRows(
             self._added,
             self._additions,
@@ -319,7 +334,8 @@ class PerDocument(ScoringEngine):
     def _enter(
         self, scored: ScoredRows, first_R: Tensor, end_R: Tensor, start: int, nats_N: Tensor
     ) -> None:
-        size = scored.nats.shape[1]
+        rows, size = scored.nats.shape
+        first_R = first_R[:rows]
         stop_R = first_R + (scored.step + 1) * self._lora.step_targets
         targets_RS = stop_R[:, None] - size + torch.arange(size, device=first_R.device)
         is_target_RS = targets_RS < end_R[: len(first_R), None]
