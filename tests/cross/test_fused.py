@@ -151,7 +151,8 @@ def test_squared_linear(slope: float, rows: int) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_squared_linear_in_compiled_bfloat16() -> None:
+@pytest.mark.parametrize("compiles", [False, True])
+def test_squared_linear_in_bfloat16(compiles: bool) -> None:
     linear, scale = nn.Linear(1536, 512, bias=False), drawn(512)
     linear.weight = nn.Parameter(drawn(512, 1536, seed=1).detach())
     hidden = drawn(4, 1000, 1536)
@@ -161,7 +162,8 @@ def test_squared_linear_in_compiled_bfloat16() -> None:
             result: Tensor = module.squared_linear(h, linear, 0.5, scale)
             return result
 
-        operation = squared if module is blocks else torch.compile(squared, fullgraph=True)
+        is_plain = module is blocks or not compiles
+        operation = squared if is_plain else torch.compile(squared, fullgraph=True)
         return outputs_and_gradients(operation, [hidden, linear.weight, scale])
 
     expected = run(blocks, hidden)
@@ -181,14 +183,13 @@ def test_a_value_of_zero_takes_nothing_away() -> None:
     assert torch.equal(fused.exclude_own_value(y, v), y)
 
 
-def test_whole_model_has_the_same_loss_and_gradients() -> None:
+def some_model(**sizes: int) -> Transformer:
+    """Every operation, and weights that leave no term out."""
     config = ModelConfig(
         vocab_size=50,
         num_layers=3,
-        model_dim=64,
         num_heads=4,
         num_kv_heads=2,
-        mlp_hidden=96,
         seq_len=16,
         rope_dims=8,
         resid_mix=True,
@@ -198,6 +199,7 @@ def test_whole_model_has_the_same_loss_and_gradients() -> None:
         xsa_layers=2,
         value_residual=True,
         gated_attention=True,
+        **sizes,
     )
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(0))
@@ -205,17 +207,37 @@ def test_whole_model_has_the_same_loss_and_gradients() -> None:
         for index, parameter in enumerate(model.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
             parameter.add_(0.05 * noise)
-    model.to(DEVICE)
+    return model.to(DEVICE)
+
+
+def loss_and_gradients(
+    model: Transformer, operations: blocks.Operations, *, is_narrow: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     tokens = torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(3)).to(DEVICE)
-    found = {}
-    for operations in (blocks.PLAIN, fused.FUSED):
-        model.use(operations)
-        model.zero_grad()
+    model.use(operations)
+    model.zero_grad()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=is_narrow):
         loss = model.loss(tokens, tokens.roll(-1, 1))
-        loss.backward()
-        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found[operations] = loss.detach(), gradients
-    (loss, gradients), (fused_loss, fused_gradients) = found.values()
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_whole_model_uncompiled_in_bfloat16() -> None:
+    model = some_model(model_dim=128, mlp_hidden=192)
+    loss, gradients = loss_and_gradients(model, blocks.PLAIN)
+    narrow_loss, narrow_gradients = loss_and_gradients(model, fused.FUSED, is_narrow=True)
+    torch.testing.assert_close(narrow_loss, loss, rtol=0, atol=0.02)
+    for name, gradient in gradients.items():
+        assert (narrow_gradients[name] - gradient).norm() < 0.1 * gradient.norm(), name
+
+
+def test_whole_model_has_the_same_loss_and_gradients() -> None:
+    model = some_model(model_dim=64, mlp_hidden=96)
+    loss, gradients = loss_and_gradients(model, blocks.PLAIN)
+    fused_loss, fused_gradients = loss_and_gradients(model, fused.FUSED)
     torch.testing.assert_close(fused_loss, loss, rtol=1e-5, atol=1e-5)
     assert fused_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():

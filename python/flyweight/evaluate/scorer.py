@@ -81,6 +81,8 @@ class WindowScorer:
     def warm_up(self, *, plainly: bool = False) -> int:
         """Run one usual batch of zeros, which compiles it, and wait; how many tokens it had.
 
+        Of sliding windows the first runs too, uncompiled: it takes kernels that are made once.
+
         Parameters
         ----------
         plainly : a batch of blocks without overlap, as a deadline's fallback has them
@@ -93,6 +95,8 @@ class WindowScorer:
             hints = (hints_BS, hints_BS.float())
             function = target_nats if scored > self._usual else self._compiled or target_nats
             found = function(self._model, rows_BL, scored, *(hints if self.is_tilted else ()))
+            if function is self._compiled and scored < self._length:
+                found = found.sum() + target_nats(self._model, rows_BL[:1], self._length).sum()
             found.sum().item()
         return self.batch_windows * self._length
 

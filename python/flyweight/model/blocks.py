@@ -96,8 +96,13 @@ def squared_linear(
     hidden_BTF: Tensor, linear: nn.Linear, slope: float, scale_D: Tensor | None
 ) -> Tensor:
     """:func:`scaled_linear` of the squared leaky relu; a slope of 0 is the relu."""
-    squared_BTF = nn.functional.leaky_relu(hidden_BTF, slope).square()
-    return scaled_linear(squared_BTF, linear, scale_D)
+    return scaled_linear(leaky_square(hidden_BTF, slope), linear, scale_D)
+
+
+def leaky_square(hidden: Tensor, slope: float) -> Tensor:
+    """Squared leaky relu, in its dtype: under autocast a power would be float32."""
+    active = nn.functional.leaky_relu(hidden, slope)
+    return active * active
 
 
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, imp
     TensorDescriptor,
 )
 
+from flyweight.model.blocks import leaky_square
+
 __all__ = ["squared_linear"]
 
 _ROWS, _COLUMNS, _DEPTH = 128, 128, 64
@@ -65,7 +67,7 @@ class _SquaredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, w: Tensor, slope: float) -> Tensor:
-        squared = nn.functional.leaky_relu(hidden, slope).square()
+        squared = leaky_square(hidden, slope)
         ctx.save_for_backward(hidden, squared, w)
         ctx.slope = slope
         y: Tensor = squared @ w.mT
