@@ -66,6 +66,7 @@ def main() -> None:
             "torch": torch.__version__,
             "model": options.model.name,
             "model_bytes": options.model.stat().st_size,
+            "stride": STRIDE,
         },
         "rows": [],
     }

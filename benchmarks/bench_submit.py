@@ -188,14 +188,15 @@ def _script(options: argparse.Namespace, environment: dict[str, str]) -> dict[st
             max_seconds=options.limit,
             exports=True,
         )
-    if found.sliding_bpb is None:
+    bpb = {"float": found.float_bpb, "sliding": found.sliding_bpb}
+    if not any(bpb.values()):
         return {"failed": True, "tail": found.tail}
     steps = max(found.losses)
     return {
         "tokens": steps * ONE_GPU_TOKENS,
         "steps": steps,
         "artifact_bytes": found.artifact_bytes,
-        "bpb": {"sliding": found.sliding_bpb},
+        "bpb": bpb,
         "seconds": time.perf_counter() - started,
     }
 

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 _STEP = re.compile(r"step:(\d+)/\d+ train_loss:([\d.]+) train_time:(\d+)ms")
 _PEAK = re.compile(r"peak memory allocated: (\d+) MiB")
 _BYTES = re.compile(r"Total submission size\D.*: (\d+) bytes")
+_FLOAT = re.compile(r"best_averaging:\w+ val_bpb:([\d.]+)")
 _SLIDING = re.compile(r"final_int6_sliding_window_exact val_loss:[\d.]+ val_bpb:([\d.]+)")
 _SHIM = '''"""FlashAttention-3's function by torch's own attention."""
 from torch.nn.functional import scaled_dot_product_attention
@@ -52,6 +53,8 @@ class PeerRun:
     peak_bytes: int | None = None
     start_seconds: float = 0.0
     """Until its first step was reported."""
+    float_bpb: float | None = None
+    """Of its weights before the export, in plain blocks."""
     artifact_bytes: int | None = None
     """Its model and its code."""
     sliding_bpb: float | None = None
@@ -122,6 +125,8 @@ def run_script(
                 found.milliseconds[int(match[1])] = float(match[3])
             if match := _PEAK.search(line):
                 found.peak_bytes = int(match[1]) << 20
+            if match := _FLOAT.search(line):
+                found.float_bpb = float(match[1])
             if match := _BYTES.search(line):
                 found.artifact_bytes = int(match[1])
             if match := _SLIDING.search(line):

@@ -179,6 +179,12 @@ def test_submissions_are_held_against_script_and_recipes(module: Any) -> None:
         "| flyweight | 240 |  | 900 | 9,000,000 | 15,999,990 | 1.5000 | 1.6000 | 1.5200 |" in page
     )
     assert "| pr1539 | 180 | failed |" in page
+    found = {"float": 1.57, "sliding": None}
+    record["rows"][-1] |= {"bpb": found, "artifact_bytes": None}  # its export did not end in time
+    script, *_ = module("reach").submit_goals(record)
+    assert (script.found, script.verdict) == ("0.0700 (script of #585, float)", "reached")
+    page = "\n".join(module("report_models").submit(record))
+    assert "| script of #585 | 240 |  | 900 | 9,000,000 |  | 1.5700 |  |  |" in page
 
 
 def test_schedules_for_eight_gpus_become_those_of_one(module: Any) -> None:
