@@ -210,6 +210,24 @@ def test_the_last_block_runs_for_scored_positions_alone(changes: dict[str, Any])
         torch.testing.assert_close(found, expected[:, -tail:], rtol=1e-5, atol=1e-5)
 
 
+def test_compiled_blocks_have_one_shape_the_last_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ScoreConfig(protocol="plain", seq_len=16, batch_windows=3)
+    model, tokens_T = TinyModel(depth=1), torch.from_numpy(TOKENS)
+    windows = plain_windows(TOKENS.size - 1, seq_len=16)
+    assert windows.end[-1] - windows.first[-1] == 4
+    expected = WindowScorer(model, tokens_T, config).score(windows)
+    shapes = []
+
+    def watched(model: Any, rows_BL: Any, positions: int) -> Any:
+        shapes.append((*rows_BL.shape, positions))
+        return target_nats(model, rows_BL, positions)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: watched)
+    found = WindowScorer(model, tokens_T, replace(config, compile=True)).score(windows)
+    assert set(shapes) == {(3, 17, 16)}
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 def test_compiled_code_is_compiled_once_and_scores_the_same(tmp_path: Path) -> None:
     config = ScoreConfig(
         protocol="score-first",

@@ -56,8 +56,9 @@ class WindowScorer:
     A target's score depends on the tokens of its own window only. The size of the batch may change
     it by float rounding: less than 1e-4 nats in float32. Of a `Transformer` the head, and in the
     last block all but keys and values, run for the scored positions alone. Compiled, each batch has
-    the same shape, a smaller one is filled up; windows that are shorter than ``seq_len`` or score
-    more than ``stride`` targets run uncompiled.
+    the same shape: a smaller one is filled up, and so is the last of the blocks without overlap;
+    sliding windows that are shorter than ``seq_len`` or score more than ``stride`` targets run
+    uncompiled.
 
     Attributes
     ----------
@@ -132,20 +133,24 @@ class WindowScorer:
     def _score_batch(self, batch: Windows, begin_B: Tensor, tilt: Tilt | None) -> Tensor:
         length = int(batch.end[0] - batch.begin[0])
         scored = int(batch.end[0] - batch.first[0])
-        function, positions = target_nats, scored
-        if self._compiled is not None and length == self._length and scored <= self._usual:
-            function, positions = self._compiled, self._usual
+        is_block = scored == length and self._usual == self._length
+        function, positions, skipped = target_nats, scored, 0
+        if self._compiled is not None and (
+            is_block or (length == self._length and scored <= self._usual)
+        ):
+            function, positions, length = self._compiled, self._usual, self._length
+            skipped = 0 if is_block else positions - scored
             begin_B = functional.pad(begin_B, (0, self.batch_windows - len(batch)))
-        offsets_L = torch.arange(length + 1, device=begin_B.device)
-        rows_BL = self._tokens_T[begin_B[:, None] + offsets_L].long()
+        places_BL = begin_B[:, None] + torch.arange(length + 1, device=begin_B.device)
+        # What lies behind the stream is behind all that is scored.
+        rows_BL = self._tokens_T[places_BL.clamp(max=len(self._tokens_T) - 1)].long()
         hints: tuple[Tensor, ...] = ()
         if tilt is not None:
-            ahead_S = torch.arange(length - positions, length, device=begin_B.device)
-            places_BS = begin_B[:, None] + ahead_S - tilt.start
-            places_BS = places_BS.clamp(0, len(tilt.tokens) - 1)  # what is cut off below
-            hints = (tilt.tokens[places_BS], tilt.values[places_BS])
+            hinted_BS = places_BL[:, length - positions : length] - tilt.start
+            hinted_BS = hinted_BS.clamp(0, len(tilt.tokens) - 1)  # what is cut off below
+            hints = (tilt.tokens[hinted_BS], tilt.values[hinted_BS])
         nats_BS = function(self._model, rows_BL, positions, *hints)
-        return nats_BS[: len(batch), positions - scored :].flatten(0, 1)
+        return nats_BS[: len(batch), skipped : skipped + scored].flatten(0, 1)
 
     def _refuse(self, windows: Windows, nats: NDArray[np.float64]) -> None:
         """Run the window of the first bad target again, and name the layer."""
