@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,16 @@ from typing import Any
 import flyweight
 from flyweight.errors import DataError
 
-__all__ = ["locked", "machine", "read_entries", "sha256", "to_json", "tree_hash", "versions"]
+__all__ = [
+    "locked",
+    "machine",
+    "read_entries",
+    "read_limits",
+    "sha256",
+    "to_json",
+    "tree_hash",
+    "versions",
+]
 
 LOCK = ".lock"
 
@@ -25,17 +35,43 @@ def read_entries(path: Path, stages: Sequence[str]) -> dict[str, Any]:
     """The entries of the stages done, by name; none where there is no manifest yet."""
     if not path.exists():
         return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not the manifest of a run: {error}") from error
-    entries = manifest.get("stages") if isinstance(manifest, dict) else None
+    entries = _read(path).get("stages")
     if not isinstance(entries, dict):
         raise DataError(f"{path}: not the manifest of a run: it has no table of stages")
     for name, entry in entries.items():
         if name not in stages or not _is_entry(entry):
             raise DataError(f"{path}: not the manifest of a run: stage {name!r} is not an entry")
     return entries
+
+
+def read_limits(path: Path) -> tuple[int, int, float] | None:
+    """Seed, steps and seconds that the stage train was given, 0 for no limit; None before it."""
+    manifest = _read(path) if path.exists() else {}
+    stages = manifest.get("stages")
+    if not isinstance(stages, dict) or "train" not in stages:
+        return None
+    try:
+        budget = manifest["recipe"]["train"]
+        seed, steps, seconds = manifest["seed"], budget["max_steps"], budget["max_seconds"]
+        is_usable = type(seed) is type(steps) is int and min(seed, steps) >= 0
+        if is_usable and 0 <= seconds < math.inf and (steps or seconds):
+            return seed, steps, seconds
+    except (KeyError, TypeError):
+        pass
+    raise DataError(
+        f"{path}: not the manifest of a run: it does not say with which seed and budget stage "
+        "train was run; run it again"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not the manifest of a run: {error}") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: not the manifest of a run: it is not an object")
+    return manifest
 
 
 def _is_entry(entry: Any) -> bool:

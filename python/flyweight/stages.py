@@ -20,7 +20,15 @@ from typing import Any
 from flyweight.data.info import load_data_info
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.interop import atomic_write
-from flyweight.manifest import locked, machine, read_entries, to_json, tree_hash, versions
+from flyweight.manifest import (
+    locked,
+    machine,
+    read_entries,
+    read_limits,
+    to_json,
+    tree_hash,
+    versions,
+)
 from flyweight.recipes.load import resolve
 from flyweight.recipes.schema import Recipe
 from flyweight.runs import (
@@ -75,8 +83,8 @@ def run_stages(
     recipe : the complete recipe
     out : the RUN folder
     data : a data folder; may be left out where the recipe's data is embedded
-    seed : instead of the recipe's
-    max_steps, max_seconds : budget of the training, instead of the recipe's
+    seed : instead of the recipe's; later stages, without ``train``, take that of the RUN folder
+    max_steps, max_seconds : budget of the training, instead of the recipe's; as ``seed``
     deadline : seconds that each protocol may take; what does not fit falls back to plain blocks
     stages : which of :data:`STAGES`, in order; the ones before must be done
     report : told one line when a stage begins, ends or is skipped
@@ -89,10 +97,11 @@ def run_stages(
     Raises
     ------
     InvalidArgumentError
-        A stage is unknown or, alone, not in the recipe; or data is missing.
+        A stage is unknown or, alone, not in the recipe; a seed or budget is given without the stage
+        ``train``; or data is missing.
     DataError
-        A stage before was not run, or was run with another recipe, seed or data; the data does not
-        fit the recipe; a file was changed; another process is running in the folder.
+        A stage before was not run, or was run with another recipe or data; the data does not fit
+        the recipe; a file was changed; another process is running in the folder.
     RecipeError
         A pattern of the recipe matches no tensor of its model; or it needs more memory than there
         is, with the number to lower.
@@ -105,17 +114,18 @@ def run_stages(
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise InvalidArgumentError(f"no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
-    if max_steps is not None or max_seconds is not None:
-        budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
-        recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
-    folder, seed = Path(out), recipe.seed if seed is None else seed
+    folder, given = Path(out), (seed, max_steps, max_seconds)
+    limits = given if "train" in stages else None
+    if limits is None and any(limit is not None for limit in given):
+        raise InvalidArgumentError("seed, max_steps and max_seconds are of the stage train")
     several = is_several() and any(stage in stages for stage in TOGETHER)
     if is_several() and os.environ["RANK"] != "0":
         if several:
             shards = folder / "data" if data is None else Path(data)
-            _assist(recipe, seed, folder, shards, deadline)
+            _assist(recipe, limits, folder, shards, deadline)
         raise SystemExit
     with locked(folder):
+        recipe, seed = _settle(recipe, folder, limits)
         run = Run(
             recipe=recipe,
             seed=seed,
@@ -134,6 +144,20 @@ def run_stages(
             with join_processes(recipe) as world:
                 world.agree(len(TOGETHER))
     return run
+
+
+_Limits = tuple[int | None, int | None, float | None]
+"""Seed, steps and seconds; None where the recipe says."""
+
+
+def _settle(recipe: Recipe, folder: Path, limits: _Limits | None) -> tuple[Recipe, int]:
+    """Recipe and seed under the limits given, or else those that the folder was trained under."""
+    nothing = (None, None, None)
+    seed, max_steps, max_seconds = limits or read_limits(folder / MANIFEST) or nothing
+    if max_steps is not None or max_seconds is not None:
+        budget = {"max_steps": max_steps or 0, "max_seconds": max_seconds or 0.0}
+        recipe = replace(recipe, train=replace(recipe.train, **budget))  # type: ignore[arg-type]
+    return recipe, recipe.seed if seed is None else seed
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -227,15 +251,19 @@ _WORK = {
 }
 
 
-def _assist(recipe: Recipe, seed: int, folder: Path, data: Path, deadline: float | None) -> None:
+def _assist(
+    recipe: Recipe, limits: _Limits | None, folder: Path, data: Path, deadline: float | None
+) -> None:
     """What the other processes do: whatever the first one calls for, until it has no more."""
     while True:
         with join_processes(recipe) as world:
             called = int(world.agree(0)[0])
             if called == len(TOGETHER):
                 return
+            # The first process has read the manifest, and what it writes over it says the same.
+            settled, seed = _settle(recipe, folder, limits)
             run = Run(
-                recipe=recipe,
+                recipe=settled,
                 seed=seed,
                 folder=folder,
                 data=load_data_info(data),
@@ -302,7 +330,7 @@ def _key(run: Run, name: str, inputs: dict[str, str]) -> str:
 
 
 def _check_earlier(run: Run, name: str) -> None:
-    """Refuse to go on from stages that another recipe, seed or data were given to."""
+    """Refuse to go on from stages that another recipe or other data were given to."""
     for earlier in STAGES[: STAGES.index(name)]:
         entry = run.manifest["stages"].get(earlier)
         if entry is None:
@@ -310,8 +338,8 @@ def _check_earlier(run: Run, name: str) -> None:
         is_other = set(entry["inputs"]) != set(_inputs(run, earlier))
         if is_other or entry["key"] != _key(run, earlier, entry["inputs"]):
             raise DataError(
-                f"{run.folder}: stage {earlier} was run with another recipe, seed or data; give "
-                "the --seed, --steps and --max-seconds that it was given, or run it again"
+                f"{run.folder}: stage {earlier} was run with another recipe or data; give those, "
+                "or run it again"
             )
 
 

@@ -476,19 +476,45 @@ def test_a_damaged_log_or_torn_ledger_stops_nothing(
     assert log.read_bytes() == whole
 
 
-def test_stages_of_another_recipe_or_seed_are_refused(
-    tmp_path: Path, recipe: Recipe, data: Path
-) -> None:
+def test_stages_of_another_recipe_are_refused(tmp_path: Path, recipe: Recipe, data: Path) -> None:
     from dataclasses import replace
 
     run_stages(recipe, out=tmp_path, data=data, stages=LEGAL[:3])
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(DataError, match="stage train was run with another recipe, seed or data"):
-        run_stages(recipe, out=tmp_path, data=data, stages=["code"], seed=999)
+    slower = replace(recipe, train=replace(recipe.train, warmup_steps=1))
+    with pytest.raises(DataError, match="stage train was run with another recipe or data; give"):
+        run_stages(slower, out=tmp_path, data=data, stages=["code"])
     other = replace(recipe, quantize=replace(recipe.quantize, act_order=False))
     with pytest.raises(DataError, match="stage quantize was run with another recipe"):
         run_stages(other, out=tmp_path, data=data, stages=["code"])
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_later_stages_take_seed_and_budget_from_the_folder(
+    tmp_path: Path, recipe: Recipe, data: Path
+) -> None:
+    limits = {"seed": 9, "max_steps": 2}
+    whole = run_stages(recipe, out=tmp_path / "a", data=data, stages=LEGAL[:4], **limits)
+    out = tmp_path / "b"
+    run_stages(recipe, out=out, data=data, stages=["train"], **limits)
+    for stage in LEGAL[1:4]:
+        later = run_stages(recipe, out=out, data=data, stages=[stage])
+        assert later.manifest["stages"][stage]["key"] == whole.manifest["stages"][stage]["key"]
+    assert later.path("code/model.fly").read_bytes() == whole.path("code/model.fly").read_bytes()
+    assert later.manifest["recipe"] == whole.manifest["recipe"]
+    assert later.manifest["seed"] == 9
+    lines: list[str] = []
+    run_stages(recipe, out=out, data=data, stages=LEGAL[:4], report=lines.append, **limits)
+    assert lines == [f"{stage}: done before" for stage in LEGAL[:4]]
+    with pytest.raises(InvalidArgumentError, match="are of the stage train"):
+        run_stages(recipe, out=out, data=data, stages=["code"], seed=9)
+    for path, wrong in ((("seed",), None), (("recipe",), []), (("recipe", "train"), {})):
+        manifest = json.loads(json.dumps(whole.manifest))
+        table = manifest if len(path) == 1 else manifest[path[0]]
+        table[path[-1]] = wrong
+        (out / "run.json").write_text(json.dumps(manifest))
+        with pytest.raises(DataError, match=r"not say with which seed and budget stage train was"):
+            run_stages(recipe, out=out, data=data, stages=["code"])
 
 
 def test_the_machine_of_a_run_is_the_one_that_trained(
@@ -585,9 +611,13 @@ def test_two_processes_train_and_score_and_one_does_the_rest(data: Path, tmp_pat
         for stage in facts["stages"]:
             assert sum(line.startswith(stage) for line in done.stderr.splitlines()) >= 1
         assert repeat in done.stderr
+    shutil.rmtree(out / "score")
+    verb[2] = "score"
+    done = subprocess.run([*torchrun, *verb], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     two = json.loads((out / "run.json").read_text())["stages"]["score"]["facts"]["results"]
     shutil.rmtree(out / "score")
-    alone = run_stages(load_recipe(str(recipe)), out=out, data=data, max_steps=5, stages=["score"])
+    alone = run_stages(load_recipe(str(recipe)), out=out, data=data, stages=["score"])
     one = alone.manifest["stages"]["score"]["facts"]["results"]
     for name in ("float", "quantized", "sliding"):
         assert two[name]["chain"] == one[name]["chain"], name  # bit for bit

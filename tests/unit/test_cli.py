@@ -47,12 +47,14 @@ def test_flags_are_frozen() -> None:
         command = flyweight.get_command(context, verb)  # type: ignore[arg-type]
         assert command is not None
         flags[verb] = sorted(option for p in command.params for option in p.opts)
-    stage = sorted(["--data", "--json", "--max-seconds", "--out", "--seed", "--steps", "recipe"])
+    stage = ["--data", "--json", "--out", "recipe"]
+    training = [*stage, "--max-seconds", "--seed", "--steps"]
     assert flags == {
         "demo": ["--json", "--out", "--seed", "--steps"],
-        "run": sorted([*stage, "--deadline", "--until"]),
+        "run": sorted([*training, "--deadline", "--until"]),
         "data": [],
         **dict.fromkeys(STAGE_VERBS, stage),
+        "train": sorted(training),
         "score": sorted([*stage, "--deadline"]),
         "pack": [
             *("--bits", "--codec", "--effort", "--hessians", "--json", "--lossless", "--out"),

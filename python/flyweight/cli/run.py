@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flyweight.recipes.load import load_recipe
 from flyweight.recipes.schema import Recipe
 from flyweight.stages import STAGES, run_stages
 
-__all__ = ["DEADLINE", "SECONDS", "SEED", "STEPS", "command", "load_for_run"]
+__all__ = ["DEADLINE", "SEED", "STEPS", "command", "limit_options", "load_for_run"]
 
 
 class _Seconds(click.FloatRange):
@@ -35,6 +36,19 @@ SECONDS = _Seconds(min=0, min_open=True)
 DEADLINE = _Seconds(min=0)
 
 
+def limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    """``--max-seconds``, ``--steps`` and ``--seed``, for the verbs that train."""
+    for option in (
+        click.option("--seed", type=SEED, help="Instead of the recipe's seed."),
+        click.option("--steps", type=STEPS, help="Training steps, instead of the recipe's budget."),
+        click.option(
+            "--max-seconds", type=SECONDS, help="Training clock, instead of the recipe's budget."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def load_for_run(name: str, data: Path | None) -> Recipe:
     """A recipe, once it is sure that it has data."""
     recipe = load_recipe(name)
@@ -47,9 +61,7 @@ def load_for_run(name: str, data: Path | None) -> Recipe:
 @click.argument("recipe")
 @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
-@click.option("--max-seconds", type=SECONDS, help="Training clock, instead of the recipe's budget.")
-@click.option("--steps", type=STEPS, help="Training steps, instead of the recipe's budget.")
-@click.option("--seed", type=SEED, help="Instead of the recipe's seed.")
+@limit_options
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="Last stage to run.")
 @click.option("--deadline", type=DEADLINE, help="Seconds that each score may take.")
 @json_option

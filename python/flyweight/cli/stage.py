@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from flyweight.cli.output import emit, json_option, note
-from flyweight.cli.run import DEADLINE, SECONDS, SEED, STEPS, load_for_run
+from flyweight.cli.run import DEADLINE, limit_options, load_for_run
 from flyweight.cli.summary import run_facts, run_text
 from flyweight.stages import run_stages
 
@@ -26,22 +26,22 @@ PURPOSES = {
 }
 
 
-def _deadline_option(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """``--deadline`` for the stage that has one."""
-    if stage != "score":
-        return lambda function: function
-    return click.option(
-        "--deadline",
-        type=DEADLINE,
-        help="Seconds that each protocol may take; then it goes on without training, then in plain "
-        "blocks, so that every target is scored.",
-    )
+def _own_options(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What only one stage has: limits to train, a deadline to score."""
+    if stage == "train":
+        return limit_options
+    if stage == "score":
+        return click.option(
+            "--deadline",
+            type=DEADLINE,
+            help="Seconds that each protocol may take; then it goes on without training, then in "
+            "plain blocks, so that every target is scored.",
+        )
+    return lambda function: function
 
 
 def stage_command(stage: str) -> click.Command:
     """The verb of one stage."""
-    # Later stages ask for the same values, so as not to go on from the weights of another run.
-    given = f"{'' if stage == 'train' else 'as it was given to train '}instead of the recipe's"
 
     @click.command(
         stage,
@@ -51,19 +51,16 @@ def stage_command(stage: str) -> click.Command:
     @click.argument("recipe")
     @click.option("--data", type=click.Path(path_type=Path), help="Data folder with token shards.")
     @click.option("--out", required=True, type=click.Path(path_type=Path), help="RUN folder.")
-    @click.option("--max-seconds", type=SECONDS, help=f"Training clock, {given} budget.")
-    @click.option("--steps", type=STEPS, help=f"Training steps, {given} budget.")
-    @click.option("--seed", type=SEED, help=f"Of weights and data order, {given} seed.")
-    @_deadline_option(stage)
+    @_own_options(stage)
     @json_option
     def command(
         recipe: str,
         data: Path | None,
         out: Path,
-        max_seconds: float | None,
-        steps: int | None,
-        seed: int | None,
         as_json: bool,
+        max_seconds: float | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
         deadline: float | None = None,
     ) -> None:
         run = run_stages(
