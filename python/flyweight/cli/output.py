@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 __all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table", "threads_option"]
 
 SCHEMA = 1
+_NUMBER = re.compile(r"-?[\d,]+(\.\d+)?")
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
@@ -48,7 +50,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))
     ]
     numeric = [
-        all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(header))
+        all(_NUMBER.fullmatch(line[column]) for line in cells) for column in range(len(header))
     ]
     lines = []
     for line in [list(header), ["-" * width for width in widths], *cells]:

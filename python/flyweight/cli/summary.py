@@ -63,7 +63,10 @@ def run_text(run: Run) -> str:
     """Tables of what is done: stages, bits per byte, bytes by class, audit."""
     stages = run.manifest["stages"]
     blocks = [
-        table(("stage", "seconds"), [(n, stages[n]["seconds"]) for n in STAGES if n in stages])
+        table(
+            ("stage", "seconds"),
+            [(name, f"{stages[name]['seconds']:.1f}") for name in STAGES if name in stages],
+        )
     ]
     if "score" in stages:
         results = stages["score"]["facts"]["results"]
@@ -85,7 +88,7 @@ def _bpb_table(results: dict[str, dict[str, Any]], *, contaminated: bool) -> str
             f"{r['bits']:,.1f}",
             r["bytes"],
             r["targets"],
-            round(r["seconds"], 1),
+            f"{r['seconds']:.1f}",
         )
         for name, r in results.items()
     ]
