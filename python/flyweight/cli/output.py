@@ -12,7 +12,7 @@ import click
 __all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table", "threads_option"]
 
 SCHEMA = 1
-_NUMBER = re.compile(r"-?[\d,]+(\.\d+)?")
+_NUMBER = re.compile(r"[+-]?[\d,]+(\.\d+)?%?")
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."

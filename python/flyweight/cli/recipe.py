@@ -30,7 +30,7 @@ def list_recipes(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
-    """One recipe with every default filled in, and its parameters by component."""
+    """A recipe, by name or TOML file, with every default, and its parameters by component."""
     from flyweight.model.parameters import parameter_counts
 
     recipe = load_recipe(name)

@@ -76,7 +76,10 @@ def command(
     deadline: float | None,
     as_json: bool,
 ) -> None:
-    """Run the stages of a recipe; a second call goes on where the first one stopped."""
+    """Run the stages of a recipe; a second call goes on where the first one stopped.
+
+    RECIPE is a name that `recipe list` prints, or a TOML file.
+    """
     run = run_stages(
         load_for_run(recipe, data),
         out=out,

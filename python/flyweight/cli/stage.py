@@ -45,7 +45,7 @@ def stage_command(stage: str) -> click.Command:
 
     @click.command(
         stage,
-        help=PURPOSES[stage],
+        help=f"{PURPOSES[stage]}\n\nRECIPE is a name that `recipe list` prints, or a TOML file.",
         epilog=f"Example: flyweight {stage} tiny-sp1024 --data shards/ --out runs/first",
     )
     @click.argument("recipe")
