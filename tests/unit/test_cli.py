@@ -248,6 +248,30 @@ def test_doctor_on_attention(capsys, monkeypatch) -> None:
     assert "expected one of auto, " in capsys.readouterr().out
 
 
+def test_what_needs_torch_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "flyweight.model.parameters", raising=False)
+    assert exit_code("recipe", "show", "demo") == 1
+    advice = "install it with `pip install 'flyweight[train]'`"
+    assert capsys.readouterr().err == f"flyweight: this needs the package torch; {advice}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("audit", "bundle", "--timeout", "nan"),
+        ("audit", "bundle", "--timeout", 0),
+        ("audit", "bundle", "--timeout", 1e300),
+        ("audit", "bundle", "--budget", -1),
+        ("fit", "m.safetensors", "--dry-run", "--budget", 9, "--bytes-per-token", "inf"),
+        ("fit", "m.safetensors", "--dry-run", "--budget", 9, "--sensitivity", "s.safetensors"),
+    ],
+)
+def test_flags_of_no_meaning_are_2(arguments: tuple, capsys) -> None:
+    assert exit_code(*arguments) == 2
+    assert str(arguments[-2]) in capsys.readouterr().err
+
+
 def test_recipes_are_shown_with_their_parameters(capsys) -> None:
     pytest.importorskip("torch", reason="parameters are counted on the model")
     assert exit_code("recipe", "show", "demo", "--json") == 0

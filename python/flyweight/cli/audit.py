@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flyweight.cli.output import emit, json_option
+from flyweight.cli.output import FiniteRange, emit, json_option
 from flyweight.errors import DataError
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.budget import CAP_BYTES
@@ -20,9 +20,19 @@ __all__ = ["command"]
     "--data", type=click.Path(path_type=Path), help="Validation shards; without, nothing is scored."
 )
 @click.option(
-    "--budget", default=CAP_BYTES, show_default=True, help="Bytes that code and model may have."
+    "--budget",
+    type=click.IntRange(min=1),
+    default=CAP_BYTES,
+    show_default=True,
+    help="Bytes that code and model may have.",
 )
-@click.option("--timeout", default=3600.0, show_default=True, help="Seconds that scoring may take.")
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True, max=1e6),
+    default=3600.0,
+    show_default=True,
+    help="Seconds that scoring may take.",
+)
 @click.option(
     "--ledgers", type=click.Path(path_type=Path), help="Ledgers to replay: score/ of a RUN folder."
 )

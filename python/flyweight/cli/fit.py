@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from flyweight.cli.coding import codec_option, effort_option, hessians_option
-from flyweight.cli.output import emit, json_option, note, table, threads_option
+from flyweight.cli.output import FiniteRange, emit, json_option, note, table, threads_option
 from flyweight.errors import BudgetExceededError
 from flyweight.fitting import FitResult, fit
 from flyweight.interop import atomic_write, read_safetensors
@@ -36,11 +36,11 @@ MOST_SHOWN = 12
 @click.option(
     "--sensitivity",
     type=click.Path(path_type=Path),
-    help="Row sensitivities by weight name: with both, predicts the loss.",
+    help="Row sensitivities by weight name: with Hessians, predicts the loss.",
 )
 @click.option(
     "--bytes-per-token",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Of the text to be scored: predictions in bits per byte too.",
 )
 @click.option("--dry-run", is_flag=True, help="Find the model and write nothing.")
@@ -65,6 +65,8 @@ def command(
     """The best model whose .fly file fits a budget: step sizes and codecs are chosen for you."""
     if out is None and not dry_run:
         raise click.UsageError("give -o FILE, or --dry-run to write nothing")
+    if sensitivity is not None and hessians is None:
+        raise click.UsageError("--sensitivity predicts a loss only with --hessians")
     reserved = _reserved(reserve)
     if reserved >= budget:
         raise BudgetExceededError(

@@ -90,4 +90,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (FlyweightError, OSError) as error:
         click.echo(f"flyweight: {printable(str(error))}", err=True)
         code = 2 if isinstance(error, RecipeError) else 1
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        click.echo(
+            "flyweight: this needs the package torch; install it with "
+            "`pip install 'flyweight[train]'`",
+            err=True,
+        )
+        code = 1
     sys.exit(code)

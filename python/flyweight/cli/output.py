@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-__all__ = ["SCHEMA", "emit", "json_option", "note", "printable", "table", "threads_option"]
+__all__ = [
+    "SCHEMA",
+    "FiniteRange",
+    "emit",
+    "json_option",
+    "note",
+    "printable",
+    "table",
+    "threads_option",
+]
 
 SCHEMA = 1
 _NUMBER = re.compile(r"[+-]?[\d,]+(\.\d+)?%?")
@@ -23,6 +33,18 @@ threads_option = click.option(
     type=click.IntRange(min=1),
     help="Tensors at once; one per processor by default. Never changes the bytes.",
 )
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range; a range alone lets NaN and infinity pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def emit(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

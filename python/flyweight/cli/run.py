@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from flyweight.cli.output import emit, json_option, note
+from flyweight.cli.output import FiniteRange, emit, json_option, note
 from flyweight.cli.summary import check_audit, run_facts, run_text
 from flyweight.recipes.load import load_recipe
 from flyweight.recipes.schema import Recipe
@@ -18,22 +16,10 @@ from flyweight.stages import STAGES, run_stages
 __all__ = ["DEADLINE", "SEED", "STEPS", "command", "limit_options", "load_for_run"]
 
 
-class _Seconds(click.FloatRange):
-    """A positive number; a range alone lets NaN and infinity pass."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{seconds} is not a finite number.", param, ctx)
-        return seconds
-
-
 SEED = click.IntRange(min=0, max=(1 << 63) - 1)
 STEPS = click.IntRange(min=1)
-SECONDS = _Seconds(min=0, min_open=True)
-DEADLINE = _Seconds(min=0)
+SECONDS = FiniteRange(min=0, min_open=True)
+DEADLINE = FiniteRange(min=0)
 
 
 def limit_options(function: Callable[..., None]) -> Callable[..., None]:
