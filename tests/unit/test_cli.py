@@ -173,9 +173,10 @@ def test_bad_data_is_one_sentence_and_1(tmp_path: Path, checkpoint: Path) -> Non
         assert message in err, err
         assert path.name in err
         assert err.count("\n") == 1, err
-    code, _, err = run("inspect", tmp_path / "missing.fly")
-    assert code == 1
-    assert "missing.fly" in err
+    for path, message in ((tmp_path / "no.fly", "No such file"), (tmp_path, "Is a directory")):
+        code, _, err = run("inspect", path)
+        assert code == 1
+        assert err.startswith(f"flyweight: {path}: {message}")
 
 
 def test_a_failed_unpack_leaves_the_old_output(tmp_path: Path, checkpoint: Path) -> None:

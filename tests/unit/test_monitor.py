@@ -234,6 +234,15 @@ def monitor_of(
             monitor.look()
 
 
+def test_a_run_past_its_budget_shows_the_whole_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = new_state(MODEL, CONFIG, seed=0, world=ALONE)
+    state.step = 5
+    monitor_of(tmp_path / "log.jsonl", phases=(), state=state)
+    assert "train 100%" in capsys.readouterr().err
+
+
 def test_layers_and_keys_that_are_left_out_do_not_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

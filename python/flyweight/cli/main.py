@@ -87,9 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
         kept = str(error.__cause__ or error)  # click raises its own from Python's
         click.echo(f"flyweight: interrupted{kept and ': '}{printable(kept)}", err=True)
         code = 130
-    except (FlyweightError, OSError) as error:
+    except FlyweightError as error:
         click.echo(f"flyweight: {printable(str(error))}", err=True)
         code = 2 if isinstance(error, RecipeError) else 1
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        click.echo(f"flyweight: {printable(said)}", err=True)
+        code = 1
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -107,7 +107,7 @@ class Monitor:
         self._noted = 0.0
         self._bar = tqdm(
             total=1.0,
-            initial=spent,
+            initial=min(spent, 1.0),
             desc="train",
             file=sys.stderr,
             disable=not progress,
