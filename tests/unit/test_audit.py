@@ -380,10 +380,16 @@ def test_a_script_that_prints_the_number_it_wants_fails(made, folder):
     assert "other statements: main" in evidence(report, "script")
 
 
-def test_a_comment_alone_is_no_other_statement(folder):
+def test_a_comment_alone_is_no_other_statement(made, folder):
     with (folder / "train_gpt.py").open("a") as file:
         file.write("# more\n")
-    assert "none, but comments or layout" in evidence(audit_folder(folder), "script")
+    report = audit_folder(folder)
+    assert statuses(report)["script"] == "PASS"
+    assert "statement for statement" in evidence(report, "script")
+    replace_in_script(folder, "import math\nimport", "import math\nimport math\nimport")
+    report = audit_folder(folder)
+    assert statuses(report)["script"] == "WARN"
+    assert "none, but their order or number" in evidence(report, "script")
 
 
 def test_a_folder_that_is_no_submission(tmp_path):

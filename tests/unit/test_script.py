@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,19 @@ CLAIM = Claim(
     },
     headline="score-first",
 )
+
+
+def test_the_bytes_do_not_depend_on_the_python_version(monkeypatch):
+    """Pythons write f-strings differently, and characters that are new in Unicode."""
+    plain = ast.unparse
+
+    def unparse(node):
+        assert not any(isinstance(inner, ast.JoinedStr) for inner in ast.walk(node))
+        return plain(node)
+
+    monkeypatch.setattr(ast, "unparse", unparse)
+    script = write_script(replace(CLAIM, byte_codes=":\u03b1"))
+    assert rb":\u03b1" in script
 
 
 def test_a_claim_is_read_back_without_running_it():

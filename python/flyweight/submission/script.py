@@ -1,7 +1,7 @@
 """The composer of ``train_gpt.py``: modules of flyweight, one after the other, in one file.
 
 The result needs torch, NumPy and the standard library. It is readable source: statements are
-written out by `ast.unparse`; docstrings, comments and types of functions stay behind in the
+written out by `unparse`; docstrings, comments and types of functions stay behind in the
 package. What the entry point does not reach is left out: definitions by their name, methods where
 no code that is shipped has an attribute or a text of their name.
 """
@@ -20,6 +20,7 @@ import flyweight
 from flyweight.errors import DataError, InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.submission.claim import Claim
+from flyweight.submission.unparse import unparse
 
 __all__ = ["MODULES", "changed_statements", "compose", "read_claim", "write_script"]
 
@@ -92,7 +93,8 @@ class _Source:
 
 def write_script(claim: Claim) -> bytes:
     """Bytes of a ``train_gpt.py`` that makes this claim."""
-    values = "".join(f"    {f.name}={getattr(claim, f.name)!r},\n" for f in fields(claim))
+    # ascii, since which characters repr escapes depends on the Unicode version of each Python
+    values = "".join(f"    {f.name}={getattr(claim, f.name)!a},\n" for f in fields(claim))
     used = {config.method: ENGINE_NAMES[config.method] for config in claim.protocols.values()}
     entries = ("main", "Claim", *used.values())
     modules = compose({name: _module_text(name) for name in MODULES}, entries=entries)
@@ -180,7 +182,7 @@ def compose(sources: dict[str, str], *, entries: Sequence[str]) -> str:
 
     Notes
     -----
-    The text is a function of the sources, of `ast.unparse` and so of the Python version.
+    The text is a function of the sources alone, not of the Python version; see `unparse`.
     """
     known: dict[str, str] = {}
     parsed = []
@@ -201,7 +203,7 @@ def compose(sources: dict[str, str], *, entries: Sequence[str]) -> str:
         chosen = [node for node in source.definitions if kept.intersection(_bound_names(node))]
         if chosen:
             needed = [_without_docstrings(_needed(node, attributes)) for node in chosen]
-            texts = [_narrow(ast.unparse(node)) for node in needed]
+            texts = [_narrow(unparse(node)) for node in needed]
             blocks.append("\n\n".join([f"# --- {source.module} ---", *texts]))
     return "\n\n".join(blocks)
 
@@ -209,7 +211,7 @@ def compose(sources: dict[str, str], *, entries: Sequence[str]) -> str:
 def _narrow(text: str) -> str:
     """Indent by one space instead of four: a twelfth of the counted bytes.
 
-    `ast.unparse` writes every string but docstrings, which are gone, on one line.
+    `unparse` writes every string but docstrings, which are gone, on one line.
     """
     return re.sub(r"^(?:    )+", lambda found: " " * (len(found[0]) // 4), text, flags=re.MULTILINE)
 
