@@ -24,7 +24,7 @@ from flyweight.format.container import FlyFile
 from flyweight.manifest import sha256
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.digest import weights_sha256
-from submission_samples import SEED, SUITE, finished_run
+from submission_samples import SEED, SUITE, bundle, finished_run, make_data, make_run
 
 CHECKS = [
     *("files", "sizes", "record", "container", "imports", "script"),
@@ -164,6 +164,24 @@ def test_a_score_forged_everywhere_fails_the_round_trip(made, folder):
     report = audit_folder(folder, data=made[1].folder)
     assert report.failed == ["round trip"]
     assert "recorded 1.25" in evidence(report, "round trip")
+
+
+def test_a_deadline_may_only_have_made_a_score_worse(tmp_path):
+    data = make_data(tmp_path)
+    manifest = make_run(tmp_path, data, deadline=0.0)
+    folder = tmp_path / "bundle"
+    bundle(folder, tmp_path, data, manifest)
+    report = audit_folder(folder, data=data.folder, ledgers=tmp_path / "score")
+    assert report.passed, report.to_markdown()
+    assert "; deadline of 0.0 s made it worse by as much" in evidence(report, "round trip")
+    score = json.loads((folder / "submission.json").read_text())["scores"]["ttt"]
+    nats = score["nats"] * 0.9
+    bits = nats / math.log(2.0)
+    changes = {"bpb": bits / score["bytes"], "bits": bits, "val_loss": nats / score["targets"]}
+    forge(folder, **changes, nats=nats)
+    report = audit_folder(folder, data=data.folder)
+    assert report.failed == ["round trip"]
+    assert "better than without its deadline of 0.0 s" in evidence(report, "round trip")
 
 
 @pytest.mark.parametrize(

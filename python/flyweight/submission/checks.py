@@ -33,7 +33,7 @@ from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.model_checks import MODEL_CHECKS
-from flyweight.submission.record import CLOCK_SECONDS, MEASURED
+from flyweight.submission.record import CLOCK_SECONDS, MEASURED, headline_score
 from flyweight.submission.script import changed_statements, read_claim
 from flyweight.submission.subject import (
     RESULT,
@@ -199,15 +199,32 @@ def _check_round_trip(subject: Subject) -> Verdict:
     on_cpu = device == subject.record.get("device") == "cpu"
     tolerance = BPB_TOLERANCE["cpu" if on_cpu else "cuda"]
     seconds = value_at(result, RESULT, "decode_seconds", kinds=(float,))
-    difference = abs(bpb - recorded)
+    difference = recorded - bpb
     evidence = (
-        f"{bpb!r} bpb on {device}, recorded {recorded!r}: difference {difference:.1e}, tolerance "
-        f"{tolerance:.0e} (0 is expected on the same CPU); weights equal, coverage 100 %, decoded "
-        f"in {seconds:.2f} s"
+        f"{bpb!r} bpb on {device}, recorded {recorded!r}: difference {abs(difference):.1e}, "
+        f"tolerance {tolerance:.0e} (0 is expected on the same CPU); weights equal, coverage "
+        f"100 %, decoded in {seconds:.2f} s"
     )
+    agrees = abs(difference) <= tolerance
+    if not agrees and (cut := _cut_by_deadline(subject)):
+        agrees = difference > 0
+        said = f"{cut} made it worse by as much" if agrees else f"better than without its {cut}"
+        evidence += f"; {said}, and no clock can be repeated"
     if subject.read(SCRIPT_FILE) != subject.own_script:
         evidence += f"; by flyweight's script for its claim, not by {SCRIPT_FILE}"
-    return ("PASS" if difference <= tolerance else "FAIL"), evidence
+    return ("PASS" if agrees else "FAIL"), evidence
+
+
+def _cut_by_deadline(subject: Subject) -> str:
+    """The deadline that took training or overlap from the recorded score; empty if none did."""
+    scores = subject.recorded("scores", dict)
+    source, name = f"{RECORD_FILE} scores", headline_score(scores)
+    deadline = value_at(scores, source, name, "deadline", kinds=(int, float, type(None)))
+    is_cut = any(
+        value_at(scores, source, name, count) != value_at(subject.result, RESULT, count)
+        for count in ("adapted_chunks", "plain_chunks")
+    )
+    return f"deadline of {deadline} s" if is_cut and deadline is not None else ""
 
 
 def _check_bytes(subject: Subject) -> Verdict:
