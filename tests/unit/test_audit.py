@@ -15,6 +15,7 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 
 from click.testing import CliRunner
 
+import flyweight
 from flyweight.cli.audit import command
 from flyweight.data.shards import read_validation
 from flyweight.errors import DataError
@@ -408,6 +409,24 @@ def test_a_comment_alone_is_no_other_statement(made, folder):
     report = audit_folder(folder)
     assert statuses(report)["script"] == "WARN"
     assert "none, but their order or number" in evidence(report, "script")
+
+
+def test_a_script_of_another_version_is_said_to_be_one(made, folder):
+    version = flyweight.__version__
+    replace_in_script(folder, f"Written by flyweight {version}\n", "Written by flyweight 0.0.7\n")
+    assert "statement for statement" in evidence(audit_folder(folder), "script")
+    replace_in_script(folder, "def describe_facts(facts)", "def describe_facts(facts, more=None)")
+    report = audit_folder(folder)
+    assert statuses(report)["script"] == "WARN"
+    assert f"flyweight 0.0.7 wrote it, as it says, and this is {version}; other statements: " in (
+        evidence(report, "script")
+    )
+    replace_in_script(folder, "\n    headline=", "\n    head=")
+    report = audit_folder(folder)
+    assert statuses(report)["script"] == "FAIL"
+    assert f"flyweight 0.0.7 wrote it, as it says, and this is {version}: the script's claim" in (
+        evidence(report, "script")
+    )
 
 
 def test_a_folder_that_is_no_submission(tmp_path):

@@ -19,6 +19,7 @@ from flyweight.data.info import check_hashes
 from flyweight.data.overlap import overlapping_documents
 from flyweight.data.shards import iter_chunks, read_shard
 from flyweight.data.sidecar import validation_counter
+from flyweight.errors import DataError
 from flyweight.format.container import FlyFile
 from flyweight.submission.budget import ByteBudget, read_code
 from flyweight.submission.bundle import (
@@ -34,7 +35,7 @@ from flyweight.submission.decoder import decode_fly
 from flyweight.submission.digest import weights_sha256
 from flyweight.submission.model_checks import MODEL_CHECKS
 from flyweight.submission.record import CLOCK_SECONDS, MEASURED, headline_score
-from flyweight.submission.script import changed_statements, read_claim
+from flyweight.submission.script import changed_statements, read_claim, read_version
 from flyweight.submission.subject import (
     RESULT,
     NotCheckedError,
@@ -167,20 +168,26 @@ def _check_imports(subject: Subject) -> Verdict:
 
 def _check_script(subject: Subject) -> Verdict:
     """The script is flyweight's own, so that it scores as its engines do; what differs is named."""
-    shipped = subject.read(SCRIPT_FILE)
-    if shipped == subject.own_script:
-        return "PASS", f"byte for byte what flyweight {flyweight.__version__} writes for its claim"
-    own = parse_source(subject.own_script.decode(), "own")
-    if ast.dump(subject.script) == ast.dump(own):
-        return "PASS", (
-            f"statement for statement what flyweight {flyweight.__version__} writes for its claim, "
-            "with other comments or layout"
-        )
-    changed = changed_statements(subject.script, own)
+    shipped, version = subject.read(SCRIPT_FILE), flyweight.__version__
+    writer = read_version(shipped)
+    is_other = writer not in ("", version)
+    other = f"flyweight {writer} wrote it, as it says, and this is {version}"
+    try:
+        own = subject.own_script
+    except DataError as error:
+        raise DataError(f"{other}: {error}" if is_other else str(error)) from error
+    if shipped == own:
+        return "PASS", f"byte for byte what flyweight {version} writes for its claim"
+    tree = parse_source(own.decode(), "own")
+    if ast.dump(subject.script) == ast.dump(tree):
+        evidence = f"statement for statement what flyweight {version} writes for its claim, with "
+        return "PASS", f"{evidence}other comments or layout"
+    changed = changed_statements(subject.script, tree)
     found = ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
+    if not is_other:
+        other = f"{SCRIPT_FILE} is not what flyweight {version} writes for its claim"
     return "WARN", (
-        f"{SCRIPT_FILE} is not what flyweight {flyweight.__version__} writes for its claim; other "
-        f"statements: {found or 'none, but their order or number'}. It was not run"
+        f"{other}; other statements: {found or 'none, but their order or number'}. It was not run"
     )
 
 

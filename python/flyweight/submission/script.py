@@ -22,7 +22,7 @@ from flyweight.evaluate.config import ScoreConfig
 from flyweight.submission.claim import Claim
 from flyweight.submission.unparse import unparse
 
-__all__ = ["MODULES", "changed_statements", "compose", "read_claim", "write_script"]
+__all__ = ["MODULES", "changed_statements", "compose", "read_claim", "read_version", "write_script"]
 
 MODULES = (
     "flyweight.errors",
@@ -105,6 +105,12 @@ def write_script(claim: Claim) -> bytes:
         engines=", ".join(f"{name!r}: {engine}" for name, engine in used.items()),
     )
     return script.encode()
+
+
+def read_version(script: bytes) -> str:
+    """The version of flyweight that a script says wrote it; empty if it says none."""
+    found = re.search(rb"^# .* Written by flyweight ([\w.+!-]{1,40})$", script, re.MULTILINE)
+    return found[1].decode() if found else ""
 
 
 def read_claim(script: ast.Module) -> Claim:
