@@ -297,3 +297,148 @@ def test_a_function_is_no_method_of_its_name():
 
 def test_a_helper_of_scoring_and_training_taints_neither():
     assert found(SHARED_HELPER) == set()
+
+
+GLOBAL = """
+data = read(val_tokens)
+def adapt(model):
+    model(data).backward()
+"""
+GLOBAL_BY_STATEMENT = """
+def load(val_tokens):
+    global data
+    data = val_tokens
+def adapt(model):
+    model(data).backward()
+"""
+CLOSURE = """
+def evaluate(model, val_tokens):
+    rows = val_tokens[:9]
+    def step():
+        loss = model(rows)
+        loss.backward()
+    step()
+"""
+NONLOCAL = """
+def evaluate(model, val_tokens):
+    loss = None
+    def score():
+        nonlocal loss
+        loss = model(val_tokens)
+    score()
+    loss.backward()
+"""
+DEFAULT = """
+def evaluate(model, val_tokens):
+    def step(rows, *, n=1, more=val_tokens):
+        model(rows, more).backward()
+    optimizer.step(step)
+"""
+CONSTRUCTOR = """
+class Adapter:
+    def __init__(self, model, tokens):
+        self.model, self.n = model, 1
+        self.rows = tokens.long()
+    def step(self):
+        loss = self.model(self.rows)
+        loss.backward()
+def main():
+    Adapter(model, val_tokens).step()
+"""
+INHERITED = """
+class Base:
+    def __init__(self, tokens):
+        self.rows = tokens
+class Adapter(Base):
+    def batch(self, n):
+        return self.rows[:n]
+    def step(self):
+        model(self.batch(9)).backward()
+def main():
+    Adapter(val_tokens).step()
+"""
+DATACLASS = """
+@dataclass
+class Adapter:
+    model: nn.Module
+    rows: Tensor
+    def step(self):
+        self.model(self.rows).backward()
+def main():
+    Adapter(model, rows=val_tokens).step()
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [GLOBAL, GLOBAL_BY_STATEMENT, CLOSURE, NONLOCAL, DEFAULT, CONSTRUCTOR, INHERITED, DATACLASS],
+    ids=["global", "global statement", "closure", "nonlocal", "default", "constructor",
+         "inherited", "dataclass"],
+)  # fmt: skip
+def test_tokens_are_followed_through_names_around_and_objects(text):
+    assert found(text) == {("train before score", "FAIL")}
+    assert found(text.replace("val_tokens", "train_tokens")) == set()
+
+
+CALLBACK = """
+def evaluate(model, val_tokens):
+    for rows in val_tokens.chunks():
+        with torch.no_grad():
+            model(rows)
+        def closure():
+            loss = model(rows)
+            loss.backward()
+        optimizer.step(closure)
+"""
+LOCAL_OF_THE_SAME_NAME = """
+rows = val_tokens[:9]
+def train(model, loader):
+    rows = loader.next()
+    model(rows).backward()
+def step(rows):
+    model(rows).backward()
+def compiled(model, x):
+    (lambda rows: model(rows))(x).backward()
+"""
+TWO_LOADERS = """
+class Loader:
+    def __init__(self, tokens):
+        self.tokens = tokens
+    def next(self):
+        return self.tokens[:9]
+class Other:
+    def __init__(self, val_tokens):
+        self.tokens = val_tokens
+    def next(self):
+        return self.tokens
+def main():
+    train, val = Loader(train_tokens), Loader(val_tokens)
+    loss = model(train.next())
+    loss.backward()
+"""
+MADE_UNDER_NO_GRAD = """
+class Adapter:
+    def __init__(self, model, rows):
+        self.model, self.rows = model, rows
+        with torch.no_grad():
+            self.model.reset()
+    def step(self):
+        self.model(self.rows).backward()
+def main(val_tokens):
+    for rows in val_tokens.chunks():
+        adapter = Adapter(model, rows)
+        adapter.step()
+"""
+
+
+def test_a_callback_is_called_where_it_is_defined():
+    assert found(CALLBACK) == {("train after score", "WARN")}
+
+
+@pytest.mark.parametrize("text", [LOCAL_OF_THE_SAME_NAME, TWO_LOADERS])
+def test_other_things_of_the_same_name_are_not_tainted(text):
+    assert found(text) == set()
+
+
+def test_a_constructor_is_no_scoring():
+    assert found(MADE_UNDER_NO_GRAD) == {("train before score", "FAIL")}
