@@ -281,6 +281,14 @@ def test_deeply_nested_scripts_are_a_finding(folder, text):
     assert "sizes" in audit_folder(folder).failed
 
 
+def test_a_script_in_an_unknown_encoding_is_a_finding(folder):
+    script = folder / "train_gpt.py"
+    script.write_bytes(b"# coding: klingon\n" + script.read_bytes())
+    report = audit_folder(folder)
+    assert {"record", "imports", "script", "static scan"} <= set(report.failed)
+    assert "unknown encoding: klingon" in evidence(report, "script")
+
+
 def test_602_seconds_fail(folder):
     results = json.loads((folder / "submission.json").read_text())["seed_results"]
     for field, seconds in (("train_data_seconds", 602.048), ("eval_seconds", -1.0)):

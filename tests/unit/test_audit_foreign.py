@@ -217,3 +217,17 @@ def test_numbers_that_are_none_are_left_out(tmp_path):
 
 def test_anchors_are_those_of_the_validation_text():
     assert {text_bytes for _, text_bytes in ANCHORS.values()} == {151_080_891}
+
+
+@pytest.mark.parametrize("line", ["exec(b'\\xff')", "exec(unknown['not Python'])", "exec('def')"])
+def test_what_cannot_be_unpacked_does_not_hide_the_layer_around_it(tmp_path, line):
+    script = f"def adapt(val_tokens):\n    model(val_tokens).backward()\n{line}\n"
+    items = audited(make_folder(tmp_path / "entry", script=script))
+    assert items["static scan"][0] == "FAIL"
+    assert "train before score: line 2" in items["static scan"][1]
+
+
+def test_a_script_in_an_unknown_encoding_is_a_finding(tmp_path):
+    items = audited(make_folder(tmp_path / "entry", script="# coding: klingon\nx = 1\n"))
+    assert items["static scan"][0] == "FAIL"
+    assert "unknown encoding: klingon" in items["static scan"][1]

@@ -126,6 +126,58 @@ def test_scripts_that_are_none(tmp_path):
     assert "not Python" in layers[1].problems[0]
 
 
+def test_a_script_is_read_in_the_encoding_that_it_names(tmp_path):
+    hidden = "x = 1  # \\nprint('hidden')\n"
+    for data in (
+        f"# coding: unicode_escape\n{hidden}".encode(),
+        f"#!/usr/bin/python\r# vim: set fileencoding=unicode_escape :\r{hidden}".encode(),
+        b"#" + bytes(100_000 * b".") + f"\n# coding=unicode_escape\n{hidden}".encode(),
+    ):
+        (tmp_path / "train_gpt.py").write_bytes(data)
+        assert "\nprint('hidden')" in unpack_script(tmp_path / "train_gpt.py")[0].text
+        layers = unpacked(tmp_path, f"exec({data!r})")
+        assert "\nprint('hidden')" in layers[1].text
+        layers = unpacked(tmp_path, f"exec({data.decode()!r})")  # of text Python reads no cookie
+        assert "\nprint('hidden')" not in layers[1].text
+    (tmp_path / "train_gpt.py").write_bytes("\ufeffx = 'ü'".encode())
+    assert unpack_script(tmp_path / "train_gpt.py")[0].text == "x = 'ü'"
+    (tmp_path / "train_gpt.py").write_bytes("# coding: latin-1\nx = 'ü'".encode("latin-1"))
+    assert unpack_script(tmp_path / "train_gpt.py")[0].text.endswith("x = 'ü'")
+
+
+def test_other_files_are_read_in_the_encoding_they_are_opened_in(tmp_path):
+    (tmp_path / "other.py").write_bytes("# coding: latin-1\nx = 'ü'".encode("latin-1"))
+    for call in (
+        "open('other.py', 'rb').read()",
+        "open('other.py', mode='rb').read()",
+        "open('other.py', encoding='latin-1').read()",
+        "Path('other.py').read_text('latin-1')",
+        "Path('other.py').read_text(encoding='latin-1')",
+        "Path('other.py').read_bytes()",
+    ):
+        layers = unpacked(tmp_path, f"from pathlib import Path\nexec({call})")
+        assert layers[-1].text.endswith("x = 'ü'"), call
+    layers = unpacked(tmp_path, "exec(open('other.py').read())")
+    assert "other.py: 'utf-8' codec can't decode" in layers[0].problems[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"x = '\xfc'", "invalid or missing encoding declaration"),
+        (b"#\n#\nx = '\xfc'", "'utf-8' codec can't decode"),
+        (b"# coding: klingon\nx = 1", "unknown encoding: klingon"),
+        (b"# coding: rot13\nx = 1", "is not a text encoding"),
+        (b"\xef\xbb\xbf# coding: latin-1\nx = 1", "encoding problem"),
+        (b"x = 1\x00", "null bytes"),
+    ],
+)
+def test_scripts_that_are_no_text(tmp_path, data, match):
+    (tmp_path / "train_gpt.py").write_bytes(data)
+    with pytest.raises(DataError, match=rf"train_gpt.py: not .* can .*read.*{match}"):
+        unpack_script(tmp_path / "train_gpt.py")
+
+
 def test_fstrings_of_newer_pythons():
     new = 'x = f"{a["k"]:.2f} {{}} {"\\n".join(b)}" # f"{"\ny = "plain {a["\n'
     old = downgrade_fstrings(new)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import fmean, stdev
 
+from flyweight.errors import DataError
 from flyweight.submission.bundle import RECORD_FILE
 from flyweight.submission.paid_prefix import TEXT_PIECE, TOKEN_PIECE, index_validation
 from flyweight.submission.published import read_runs
@@ -38,7 +40,7 @@ def _check_scan(subject: Subject) -> Verdict:
     problems: list[str] = []
     for source in subject.sources:
         problems += source.problems
-        if not any("not Python" in problem for problem in source.problems):
+        with suppress(DataError):  # not Python: then the problems say so, of an inner layer
             findings += scan_source(source)
     layers = " then ".join(
         f"{source.name.rpartition(' > ')[2]} ({len(source.text):,})" for source in subject.sources

@@ -20,6 +20,7 @@ from flyweight.submission.published import LogFacts, SeedClaim
 from flyweight.submission.record import CLOCK_SECONDS
 from flyweight.submission.scan import opened_files
 from flyweight.submission.subject import NotCheckedError, Subject, Verdict
+from flyweight.submission.unpack_script import Source, parse_source
 
 __all__ = ["ANCHORS", "FOREIGN_CHECKS"]
 
@@ -106,16 +107,16 @@ def _read_at_evaluation(subject: Subject) -> list[str]:
         if not source.packed and source.name != SCRIPT_FILE:
             found.add(source.name.rpartition(" > ")[2])
         try:
-            names = [*opened_files(source), *_imported(source.text)]
-        except (DataError, SyntaxError, ValueError, RecursionError):
+            names = [*opened_files(source), *_imported(source)]
+        except DataError:
             continue
         plain = [n for n in names if "\0" not in n and not n.startswith("/") and ".." not in n]
         found |= {name for name in plain if (root / name).is_file()}
     return sorted(found - {SCRIPT_FILE, README_FILE, RECORD_FILE, REQUIREMENTS_FILE})
 
 
-def _imported(text: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(text)):
+def _imported(source: Source) -> Iterator[str]:
+    for node in ast.walk(parse_source(source.text, source.name)):
         if isinstance(node, ast.Import):
             yield from (f"{alias.name.replace('.', '/')}.py" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -19,7 +19,12 @@ from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE, log_name
 from flyweight.submission.claim import ARTIFACT_FILE
 from flyweight.submission.published import LogFacts, SeedClaim, read_claims, read_log
 from flyweight.submission.script import read_claim, write_script
-from flyweight.submission.unpack_script import Source, parse_source, unpack_script
+from flyweight.submission.unpack_script import (
+    Source,
+    parse_source,
+    read_source,
+    unpack_script,
+)
 
 __all__ = [
     "RESULT",
@@ -102,7 +107,7 @@ class Subject:
     @cached_property
     def script(self) -> ast.Module:
         """``train_gpt.py``, parsed but not run."""
-        return parse_source(self.read(SCRIPT_FILE).decode(errors="surrogateescape"), SCRIPT_FILE)
+        return parse_source(read_source(self.read(SCRIPT_FILE), SCRIPT_FILE), SCRIPT_FILE)
 
     @cached_property
     def own_script(self) -> bytes:

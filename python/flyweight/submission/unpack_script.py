@@ -13,7 +13,10 @@ import base64
 import binascii
 import bz2
 import codecs
+import io
 import lzma
+import tokenize
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ import brotli
 from flyweight.errors import CorruptStreamError, DataError, UnsupportedError
 from flyweight.submission.fstrings import downgrade_fstrings
 
-__all__ = ["MAX_SOURCE_BYTES", "Source", "parse_source", "unpack_script"]
+__all__ = ["MAX_SOURCE_BYTES", "Source", "parse_source", "read_source", "unpack_script"]
 
 MAX_SOURCE_BYTES = 8_000_000
 """What one layer may unpack to; the largest script of the challenge has 158,429 bytes."""
@@ -58,10 +61,10 @@ def unpack_script(path: Path) -> list[Source]:
     Raises
     ------
     DataError
-        The file is missing, or is not Python that can be parsed.
+        The file is missing, or is not Python that can be read.
     """
     try:
-        text = _text(path.read_bytes())
+        text = read_source(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(f"{path.name} is missing") from error
     layers: list[Source] = []
@@ -84,12 +87,36 @@ def unpack_script(path: Path) -> list[Source]:
             try:
                 evaluator = _Evaluator(tree, path)
                 value = evaluator.value(call.args[0])
-                inner.append((f"{name} > {evaluator.steps}", _text(value), evaluator.is_packed))
+                text_inside = _executed_text(value, evaluator.steps)
+                inner.append((f"{name} > {evaluator.steps}", text_inside, evaluator.is_packed))
             except (CorruptStreamError, UnsupportedError, DataError) as error:
                 problems.append(f"line {call.lineno}: exec of what cannot be found: {error}")
         layers.append(Source(name=name, text=text, packed=packed, problems=tuple(problems)))
         waiting.extend(inner)
     return layers
+
+
+def read_source(data: bytes, name: str) -> str:
+    """Text of a script in the encoding that it names, as Python reads it.
+
+    Raises
+    ------
+    DataError
+        The encoding is not known, or the bytes are not text in it.
+
+    References
+    ----------
+    PEP 263; without a byte order mark or a comment that names one the encoding is UTF-8.
+    """
+    # Python ends a line at any kind of newline, detect_encoding only at this one
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(lines).readline)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes, in an encoding that has them
+            return data.decode(encoding)
+    except (SyntaxError, LookupError, ValueError) as error:
+        raise DataError(f"{name}: not text that Python can read: {error}") from error
 
 
 def parse_source(text: str, name: str) -> ast.Module:
@@ -111,9 +138,10 @@ def parse_source(text: str, name: str) -> ast.Module:
         raise DataError(f"{name}: nested too deeply to be read") from error
 
 
-def _text(value: Any) -> str:
+def _executed_text(value: Any, name: str) -> str:
+    """What ``exec`` makes of a value: only bytes may name their encoding."""
     if isinstance(value, (bytes, bytearray)):
-        return bytes(value).decode("utf-8", errors="replace")
+        return read_source(bytes(value), name)
     if isinstance(value, str):
         return value
     raise UnsupportedError(f"a {type(value).__name__} is no source")
@@ -298,7 +326,7 @@ class _Evaluator:
             return self._decode(name, arguments, options)
         if isinstance(node.func, ast.Attribute):
             if node.func.attr in ("read", "read_text", "read_bytes"):
-                return self._read(node.func.value, depth)
+                return self._read(node, node.func.value, node.func.attr, depth)
             if node.func.attr in _METHODS:
                 owner = self.value(node.func.value, depth)
                 arguments = [self.value(item, depth) for item in node.args]
@@ -325,8 +353,8 @@ class _Evaluator:
         self._steps.append(name)
         return value
 
-    def _read(self, opened: ast.expr, depth: int) -> str:
-        """A file of the script's folder."""
+    def _read(self, call: ast.Call, opened: ast.expr, method: str, depth: int) -> str | bytes:
+        """A file of the script's folder: its bytes, or its text in the encoding it is opened in."""
         if not (isinstance(opened, ast.Call) and opened.args):
             raise UnsupportedError("a file whose name is not known")
         name = str(self.value(opened.args[0], depth))
@@ -335,9 +363,23 @@ class _Evaluator:
             raise DataError(f"{name!r} is no file of the folder")
         if file.stat().st_size > MAX_SOURCE_BYTES:
             raise CorruptStreamError(f"{file.name} has more than {MAX_SOURCE_BYTES:,} bytes")
+        if method == "read":
+            modes = [*opened.args[1:2], *(k.value for k in opened.keywords if k.arg == "mode")]
+            is_binary = any("b" in str(self.value(mode, depth)) for mode in modes)
+            named, keywords = opened.args[3:4], opened.keywords
+        else:
+            is_binary = method == "read_bytes"
+            named, keywords = call.args[:1], call.keywords
+        named = [*named, *(k.value for k in keywords if k.arg == "encoding")]
+        data = file.read_bytes()
         self._steps.append(file.name)
         self.is_packed = False
-        return _text(file.read_bytes())
+        if is_binary:
+            return data
+        try:
+            return data.decode(*[str(self.value(encoding, depth)) for encoding in named[:1]])
+        except (LookupError, ValueError) as error:
+            raise CorruptStreamError(f"{file.name}: {error}") from error
 
 
 def _joined(left: Any, right: Any) -> Any:
