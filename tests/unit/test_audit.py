@@ -203,6 +203,34 @@ def test_numbers_that_contradict_others_fail(folder, changes, match):
 
 
 @pytest.mark.parametrize(
+    ("event", "old", "new", "match"),
+    [
+        ("score", '"targets": 265', '"targets": 266', "float.targets is 266, 265 in submission.js"),
+        ("score", '"name": "sliding"', '"name": "other"', "scores ['float', 'quantized', 'other'"),
+        ("run", f'"seed": {SEED}', '"seed": 8', f"seed is 8, expected {SEED}"),
+        ("run", '"event": "run"', '"event": "walk"', "0 lines with the event 'run'"),
+        ("run", '"torch": "', '"torch": "0.', "versions.torch is '0."),
+        ("step", '"loss": 5.5', '"seconds": 0.752', "trains until seconds 0.752, submission.json"),
+        ("step", '"step": 1', '"step": 2', "trains until step 2, submission.json until 1"),
+        ("record", '"event": "record"', '"event": "step"', "its last line has no event 'record'"),
+    ],
+)
+def test_a_log_whose_other_lines_say_otherwise_fails(folder, event, old, new, match):
+    log = folder / f"train_seed{SEED}.log"
+    lines = log.read_text().splitlines(keepends=True)
+    kinds = [json.loads(line).get("event", "step") for line in lines]
+    edited = [
+        line.replace(old, new) if kind == event else line
+        for line, kind in zip(lines, kinds, strict=True)
+    ]
+    assert edited != lines
+    log.write_text("".join(edited))
+    report = audit_folder(folder)
+    assert report.failed == ["record"]
+    assert match in evidence(report, "record")
+
+
+@pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"val_protocol": "plain"}, "val_protocol is 'plain'"),
@@ -232,7 +260,8 @@ def test_seeds_that_were_never_run_fail(folder):
     )
     log.write_text(log.read_text().replace(old, new))
     for seed in (8, 9):
-        shutil.copy(log, folder / f"train_seed{seed}.log")
+        text = log.read_text().replace(f'"seed": {SEED},', f'"seed": {seed},')
+        (folder / f"train_seed{seed}.log").write_text(text)
     edit_record(folder, seeds=[SEED, 8, 9], seed_results=results)
     report = audit_folder(folder)
     assert report.failed == ["record"]

@@ -29,6 +29,7 @@ from flyweight.submission.bundle import (
     SCRIPT_FILE,
 )
 from flyweight.submission.check_ledgers import replay_scores
+from flyweight.submission.check_logs import log_contradictions
 from flyweight.submission.check_record import contradictions
 from flyweight.submission.claim import ARTIFACT_FILE, read_byte_codes
 from flyweight.submission.decoder import decode_fly
@@ -109,21 +110,23 @@ def _check_record(subject: Subject) -> Verdict:
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
-    for name in subject.logs:
+    for seed, name in zip(seeds, subject.logs, strict=True):
         lines = [parse_object(line, name) for line in subject.read(name).splitlines()]
-        logged = next((line for line in reversed(lines) if line.get("event") == "record"), None)
-        if logged is None:
-            return "FAIL", f"{name}: no line with the event 'record'"
+        logged = lines.pop() if lines else {}
+        if logged.get("event") != "record":
+            return "FAIL", f"{name}: its last line has no event 'record'"
         for field in MEASURED:
             ours, theirs = subject.recorded(field, object), logged.get(field)
             if ours != theirs:
                 return "FAIL", f"{field} is {ours} in {RECORD_FILE}, {theirs} in {name}"
+        if wrong := log_contradictions(lines, subject.record, seed=seed, name=name):
+            return "FAIL", "; ".join(wrong)
     if wrong := contradictions(subject.record, read_claim(subject.script)):
         return "FAIL", f"{RECORD_FILE}: {'; '.join(wrong)}"
     bpb = subject.recorded("val_bpb", float)
     return "PASS", (
-        f"{len(MEASURED)} fields of {RECORD_FILE} equal the log and each follows from the others, "
-        f"val_bpb {bpb!r}"
+        f"{len(MEASURED)} fields of {RECORD_FILE} equal the log, as do its run, steps and scores, "
+        f"and each follows from the others, val_bpb {bpb!r}"
     )
 
 
