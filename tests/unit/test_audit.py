@@ -297,6 +297,15 @@ def test_edited_fields_fail_where_they_are_checked(folder, changes, check, match
 
 
 @pytest.mark.parametrize("name", ["submission.json", f"train_seed{SEED}.log"])
+def test_a_field_that_is_there_twice_is_read_as_neither(folder, name):
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace('"targets": 265', '"targets": 1, "targets": 265'))
+    report = audit_folder(folder)
+    assert "record" in report.failed
+    assert evidence(report, "record") == f"{name}: field targets is there twice"
+
+
+@pytest.mark.parametrize("name", ["submission.json", f"train_seed{SEED}.log"])
 @pytest.mark.parametrize("depth", [*range(800, 1000, 20), 100_000])
 def test_deeply_nested_json_is_a_finding(folder, name, depth):
     nested = '{"seeds": ' + depth * "[" + depth * "]" + "}"

@@ -196,10 +196,21 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     Raises
     ------
     DataError
-        It is no JSON, no object, or nested too deeply.
+        It is no JSON, no object, nested too deeply, or has a field twice.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in fields:  # some readers take the first, others the last
+                raise DataError(f"{name}: field {key} is there twice")
+            fields[key] = value
+        return fields
+
     try:
-        found = json.loads(data)
+        found = json.loads(data, object_pairs_hook=once)
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(f"{name}: not JSON: {error}") from error
     except RecursionError as error:
