@@ -394,6 +394,27 @@ def test_a_script_that_imports_flyweight(folder):
     assert statuses(audit_folder(folder))["imports"] == "WARN"
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("weights-of-mine", "weights-of-mine"),
+        ("torch @ https://example.org/torch.whl", "torch @ https://example.org/torch.whl"),
+        ("--extra-index-url https://example.org", "--extra-index-url https://example.org"),
+        ("-r more.txt", "-r more.txt"),
+        ("numpy==2.1.0 # pinned", ""),
+        ("torch >= 2.11, < 3", ""),
+        ("# comment", ""),
+        ("", ""),
+    ],
+)
+def test_requirements_that_the_script_does_not_import(folder, line, named):
+    with (folder / "requirements.txt").open("a") as file:
+        file.write(f"{line}\n")
+    report = audit_folder(folder)
+    assert statuses(report)["imports"] == ("WARN" if named else "PASS")
+    assert not named or evidence(report, "imports").endswith(f"not counted: {named}")
+
+
 def test_a_self_extractor_is_seen_without_running_it(folder):
     (folder / "train_gpt.py").write_text("import zlib\nexec(zlib.decompress(b''))\n")
     assert "bytes_code is" in evidence(audit_folder(folder), "sizes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -59,6 +60,8 @@ MOST_REPEATED = 0.01
 """Share of validation documents in the training split that is taken for repeated pages."""
 _MOST_NAMED = 8
 _CODEC_IMPORTS = ("brotli", "zstandard")
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+)\s*([<>=!~]=?\s*[\w.+*]+\s*(,\s*|$))*$")
+"""A package and its versions, from where packages come by default."""
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -161,9 +164,14 @@ def _check_imports(subject: Subject) -> Verdict:
     if "flyweight" in foreign:
         return "FAIL", f"{SCRIPT_FILE} imports flyweight, whose code is not counted"
     lines = subject.read(REQUIREMENTS_FILE).decode(errors="replace").splitlines()
-    listed = {line.split(">")[0].split("=")[0].strip() for line in lines}
+    wanted = [text for line in lines if (text := line.partition("#")[0].strip())]
+    packages = {text: found[1] if (found := _REQUIREMENT.match(text)) else "" for text in wanted}
+    listed = set(packages.values())
     if unlisted := sorted(foreign - listed - set(_CODEC_IMPORTS)):
         return "WARN", f"{REQUIREMENTS_FILE} does not list {', '.join(unlisted)}"
+    if surplus := [text for text, package in packages.items() if package not in foreign]:
+        evidence = f"{REQUIREMENTS_FILE} lists what the script does not import, whose code and data"
+        return "WARN", f"{evidence} are not counted: {', '.join(surplus)}"
     unused = sorted(foreign - listed)
     note = f"; {', '.join(unused)} for codecs that the artifact does not use" if unused else ""
     return "PASS", f"the standard library, {', '.join(sorted(foreign & listed))}{note}"
