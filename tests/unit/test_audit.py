@@ -16,6 +16,7 @@ pytest.importorskip("sentencepiece", reason="tokenizers are in the extra [train]
 from click.testing import CliRunner
 
 import flyweight
+from flyweight.artifact import pack
 from flyweight.cli.audit import command
 from flyweight.data.shards import read_validation
 from flyweight.errors import DataError
@@ -23,6 +24,7 @@ from flyweight.evaluate.ledger import Ledger, read_ledger
 from flyweight.evaluate.stream import score_binding
 from flyweight.format.container import FlyFile
 from flyweight.manifest import sha256
+from flyweight.model.config import ModelConfig
 from flyweight.submission.audit import audit_folder
 from flyweight.submission.digest import weights_sha256
 from submission_samples import SEED, SUITE, bundle, finished_run, make_data, make_run
@@ -131,6 +133,27 @@ def test_a_flipped_byte_names_its_tensor(made, folder):
     assert report.failed == touched
     assert name in evidence(report, "container")
     assert "damaged" in evidence(report, "round trip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_layers": 10**7}, "num_layers=10000000, more than 1024"),
+        ({"seq_len": 10**10}, "seq_len=10000000000, more than 262144"),
+        ({"recur_passes": 10**10}, "recur_passes=10000000000, more than 64"),
+        ({"mlp_hidden": 2**60}, "no model has its config"),
+        ({"mlp_hidden": 10**10}, "the model's config wants (10000000000, 32)"),
+    ],
+)
+def test_a_config_of_a_giant_model_takes_no_memory(made, folder, changes, match):
+    file = FlyFile((folder / "model.fly").read_bytes())
+    config = replace(ModelConfig.from_fields(file.config()), **changes)
+    tensors = {name: file[name] for name in file}
+    (folder / "model.fly").write_bytes(pack(tensors, config=config.to_fields(), codec="ans"))
+    report = audit_folder(folder, data=made[1].folder)
+    for name in ("round trip", "probes", "documents"):
+        assert statuses(report)[name] == "FAIL"
+        assert match in evidence(report, name)
 
 
 def test_an_edited_score_fails(made, folder):

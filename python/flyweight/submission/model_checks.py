@@ -22,6 +22,7 @@ from flyweight.evaluate.probes import (
 )
 from flyweight.submission.claim import ARTIFACT_FILE
 from flyweight.submission.decoder import decode_fly
+from flyweight.submission.model_size import check_model_size
 from flyweight.submission.subject import Subject
 from flyweight.submission.subject import Verdict as Outcome
 
@@ -69,6 +70,7 @@ def _load(subject: Subject, sample: NDArray[Any]) -> tuple[Predictor, int, bool]
     from flyweight.submission.entry import build_model
 
     tensors, fields = decode_fly(subject.read(ARTIFACT_FILE))
+    check_model_size(tensors, fields)
     model, config = build_model(tensors, fields).eval(), ModelConfig.from_fields(fields)
     if sample.max() >= config.vocab_size:
         raise DataError(

@@ -17,6 +17,8 @@ from flyweight.data.facts import DataInfo
 from flyweight.errors import DataError
 from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE, log_name
 from flyweight.submission.claim import ARTIFACT_FILE
+from flyweight.submission.decoder import decode_fly
+from flyweight.submission.model_size import check_model_size
 from flyweight.submission.published import LogFacts, SeedClaim, read_claims, read_log
 from flyweight.submission.script import read_claim, write_script
 from flyweight.submission.unpack_script import (
@@ -159,6 +161,7 @@ class Subject:
         """
         data = self.data.folder.resolve()
         device = "cpu" if self.record.get("device") == "cpu" else "auto"
+        check_model_size(*decode_fly(self.read(ARTIFACT_FILE)))
         with tempfile.TemporaryDirectory() as scratch:
             folder, out = Path(scratch, "counted"), Path(scratch, "result.json")
             folder.mkdir()
