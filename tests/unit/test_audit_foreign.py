@@ -231,3 +231,26 @@ def test_a_script_in_an_unknown_encoding_is_a_finding(tmp_path):
     items = audited(make_folder(tmp_path / "entry", script="# coding: klingon\nx = 1\n"))
     assert items["static scan"][0] == "FAIL"
     assert "unknown encoding: klingon" in items["static scan"][1]
+
+
+@pytest.mark.parametrize(
+    ("script", "helper"),
+    [
+        ("from trainer import adapt\nadapt()\n", "trainer.py"),
+        ("from lib import trainer\ntrainer.adapt()\n", "lib/trainer.py"),
+        ("import lib.trainer\n", "lib/trainer.py"),
+        ("import lib\n", "lib/__init__.py"),
+        ("import runpy\nrunpy.run_path('other.py')\n", "other.py"),
+    ],
+)
+def test_helpers_are_scanned_too(tmp_path, script, helper):
+    folder = make_folder(tmp_path / "entry", script=script)
+    (folder / helper).parent.mkdir(exist_ok=True)
+    (folder / helper).write_text("import more\n")
+    (folder / "more.py").write_text("def adapt(val_tokens):\n    model(val_tokens).backward()\n")
+    items = audited(folder)
+    assert items["static scan"][0] == "FAIL"
+    assert "more.py (56)" in items["static scan"][1]
+    (folder / "more.py").write_bytes(b"x = '\xff'")
+    assert audited(folder)["static scan"][0] == "WARN"
+    assert "more.py: not text that Python can read" in audited(folder)["static scan"][1]

@@ -12,7 +12,8 @@ import pytest
 
 from flyweight.errors import DataError
 from flyweight.submission.fstrings import downgrade_fstrings
-from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.named_files import opened_files
+from flyweight.submission.scan import Finding, scan_source
 from flyweight.submission.unpack_script import (
     MAX_SOURCE_BYTES,
     Source,

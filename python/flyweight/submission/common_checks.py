@@ -8,9 +8,10 @@ from statistics import fmean, stdev
 
 from flyweight.errors import DataError
 from flyweight.submission.bundle import RECORD_FILE
+from flyweight.submission.named_files import opened_files
 from flyweight.submission.paid_prefix import TEXT_PIECE, TOKEN_PIECE, index_validation
 from flyweight.submission.published import read_runs
-from flyweight.submission.scan import Finding, opened_files, scan_source
+from flyweight.submission.scan import Finding, scan_source
 from flyweight.submission.statistics import count_seeds
 from flyweight.submission.subject import Subject, Verdict
 
@@ -35,15 +36,16 @@ def _check_statistics(subject: Subject) -> Verdict:
 
 
 def _check_scan(subject: Subject) -> Verdict:
-    """Every layer of the script, unpacked without running it, searched for known mistakes."""
+    """Every layer of the script and of what it imports, not run, searched for known mistakes."""
     findings: list[Finding] = []
     problems: list[str] = []
-    for source in subject.sources:
+    sources = [*subject.sources, *subject.helpers]
+    for source in sources:
         problems += source.problems
         with suppress(DataError):  # not Python: then the problems say so, of an inner layer
             findings += scan_source(source)
     layers = " then ".join(
-        f"{source.name.rpartition(' > ')[2]} ({len(source.text):,})" for source in subject.sources
+        f"{source.name.rpartition(' > ')[2]} ({len(source.text):,})" for source in sources
     )
     said = "; ".join(map(str, sorted(findings, key=lambda each: each.status)))
     evidence = "; ".join(filter(None, [f"scanned {layers}", *problems, said]))

@@ -9,18 +9,17 @@ PR #1945 (602.048 s), PR #701, #1804, #1850 and #1915 (bytes of the validation t
 
 from __future__ import annotations
 
-import ast
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 
 from flyweight.errors import DataError
 from flyweight.submission.budget import CodeReadings
 from flyweight.submission.bundle import README_FILE, RECORD_FILE, REQUIREMENTS_FILE, SCRIPT_FILE
+from flyweight.submission.named_files import files_named_by
 from flyweight.submission.published import LogFacts, SeedClaim
 from flyweight.submission.record import CLOCK_SECONDS
-from flyweight.submission.scan import opened_files
 from flyweight.submission.subject import NotCheckedError, Subject, Verdict
-from flyweight.submission.unpack_script import Source, parse_source
 
 __all__ = ["ANCHORS", "FOREIGN_CHECKS"]
 
@@ -106,21 +105,9 @@ def _read_at_evaluation(subject: Subject) -> list[str]:
     for source in subject.sources:
         if not source.packed and source.name != SCRIPT_FILE:
             found.add(source.name.rpartition(" > ")[2])
-        try:
-            names = [*opened_files(source), *_imported(source)]
-        except DataError:
-            continue
-        plain = [n for n in names if "\0" not in n and not n.startswith("/") and ".." not in n]
-        found |= {name for name in plain if (root / name).is_file()}
+        with suppress(DataError):
+            found.update(files_named_by(source, root))
     return sorted(found - {SCRIPT_FILE, README_FILE, RECORD_FILE, REQUIREMENTS_FILE})
-
-
-def _imported(source: Source) -> Iterator[str]:
-    for node in ast.walk(parse_source(source.text, source.name)):
-        if isinstance(node, ast.Import):
-            yield from (f"{alias.name.replace('.', '/')}.py" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield f"{node.module.replace('.', '/')}.py"
 
 
 def _check_record(subject: Subject) -> Verdict:

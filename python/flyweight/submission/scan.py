@@ -17,11 +17,9 @@ from flyweight.submission.subject import Status
 from flyweight.submission.taint import tainted_backwards
 from flyweight.submission.unpack_script import Source, parse_source
 
-__all__ = ["Finding", "opened_files", "scan_source"]
+__all__ = ["Finding", "scan_source"]
 
 _TARGET = re.compile(r"^(tgt|target|targets|tgt_\w+|target_\w+|\w+_tgt|\w+_target|next_tokens?)$")
-_OPENERS = ("open", "fromfile", "load", "memmap", "read_bytes", "read_text", "Path", "from_file")
-_SUFFIXES = (".bin", ".model", ".json", ".py", ".npy", ".npz", ".pt", ".so", ".c", ".txt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +50,6 @@ def scan_source(source: Source) -> list[Finding]:
     """
     tree = parse_source(source.text, source.name)
     return [*_order(tree), *_lookup_keys(tree), *_byte_tables(tree)]
-
-
-def opened_files(source: Source) -> list[str]:
-    """Names with a file's suffix that a script has as literals, and so may open; sorted."""
-    names = {
-        node.value
-        for node in ast.walk(parse_source(source.text, source.name))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    return sorted(n for n in names if n.endswith(_SUFFIXES) and len(n) < 200 and "\n" not in n)
 
 
 def _order(tree: ast.Module) -> Iterator[Finding]:

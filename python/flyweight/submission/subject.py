@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,6 +20,7 @@ from flyweight.submission.bundle import RECORD_FILE, SCRIPT_FILE, log_name
 from flyweight.submission.claim import ARTIFACT_FILE
 from flyweight.submission.decoder import decode_fly
 from flyweight.submission.model_size import check_model_size
+from flyweight.submission.named_files import files_named_by
 from flyweight.submission.published import LogFacts, SeedClaim, read_claims, read_log
 from flyweight.submission.script import read_claim, write_script
 from flyweight.submission.unpack_script import (
@@ -120,6 +122,30 @@ class Subject:
     def sources(self) -> list[Source]:
         """All layers of ``train_gpt.py``, the shipped file first."""
         return unpack_script(self.root / SCRIPT_FILE)
+
+    @cached_property
+    def helpers(self) -> list[Source]:
+        """All layers of other Python files that the script, or one of these, names or imports."""
+        found: list[Source] = []
+        waiting = list(self.sources)
+        seen = {source.name.rpartition(" > ")[2] for source in waiting if not source.packed}
+        while waiting:
+            source = waiting.pop(0)
+            with suppress(DataError):  # not Python: then its problems say so
+                names = [n for n in files_named_by(source, self.root) if n.endswith(".py")]
+                for name in names:
+                    if name not in seen:
+                        seen.add(name)
+                        layers = self._layers(name)
+                        found += layers
+                        waiting += layers
+        return found
+
+    def _layers(self, name: str) -> list[Source]:
+        try:
+            return unpack_script(self.root / name)
+        except DataError as error:
+            return [Source(name=name, text="", packed=False, problems=(str(error),))]
 
     @property
     def is_bundle(self) -> bool:
