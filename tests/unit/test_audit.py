@@ -231,6 +231,13 @@ def test_numbers_that_contradict_others_fail(folder, changes, match):
         ("score", '"targets": 265', '"targets": 266', "float.targets is 266, 265 in submission.js"),
         ("score", '"name": "sliding"', '"name": "other"', "scores ['float', 'quantized', 'other'"),
         ("run", f'"seed": {SEED}', '"seed": 8', f"seed is 8, expected {SEED}"),
+        (
+            "run",
+            '"contaminated": false',
+            '"contaminated": true',
+            "contaminated is True, expected Fa",
+        ),
+        ("score", '"contaminated": false', '"contaminated": true', "float.contaminated is True"),
         ("run", '"event": "run"', '"event": "walk"', "0 lines with the event 'run'"),
         ("run", '"torch": "', '"torch": "0.', "versions.torch is '0."),
         ("step", '"loss": 5.5', '"seconds": 0.752', "trains until seconds 0.752, submission.json"),

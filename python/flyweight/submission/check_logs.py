@@ -40,6 +40,7 @@ def log_contradictions(
     for run in runs:
         said = {
             "seed": seed,
+            "contaminated": record.get("contaminated"),
             "versions.torch": record.get("pytorch_version"),
             "data.tokenizer_sha256": record.get("tokenizer_sha256"),
         }
@@ -52,7 +53,8 @@ def log_contradictions(
     if [line.get("name") for line in logged] != list(scores):
         wrong.append(f"{name}: scores {[line.get('name') for line in logged]}, not {list(scores)}")
     for line in logged:
-        score = scores.get(str(line.get("name")), {})
+        label = {"contaminated": record.get("contaminated")}
+        score = label | scores.get(str(line.get("name")), {})
         wrong += [
             f"{name}: {line['name']}.{field} is {line.get(field)!r}, {value!r} in {RECORD_FILE}"
             for field, value in score.items()
