@@ -260,6 +260,15 @@ def test_a_log_whose_other_lines_say_otherwise_fails(folder, event, old, new, ma
     assert match in evidence(report, "record")
 
 
+def test_hints_that_the_record_hides_are_in_the_script(folder):
+    replace_in_script(folder, "ngram=None)}", "ngram=NgramConfig())}")
+    report = audit_folder(folder)
+    assert "record" in report.failed
+    assert "scores.ttt.method is 'score-first', the rest of the record and the script give " in (
+        evidence(report, "record")
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -9,10 +9,11 @@ from flyweight.data.facts import DataInfo
 from flyweight.data.shards import Tokens, read_validation
 from flyweight.data.sidecar import validation_counter
 from flyweight.errors import DataError
+from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.replay import replay_ledger
 from flyweight.submission.claim import ARTIFACT_FILE, Claim
 
-__all__ = ["replay_scores"]
+__all__ = ["replay_scores", "score_config"]
 
 
 _PROTOCOLS = {"float": "plain", "quantized": "plain", "sliding": "sliding"}
@@ -86,12 +87,24 @@ def _expected_binding(
     """What the ledger of a score is of, derived from what is shipped; None where that cannot be."""
     from flyweight.evaluate.stream import score_binding  # imports torch, as whatever scores
 
+    config = score_config(name, claim)
+    if name == _UNBOUND:
+        return None
+    return score_binding(tokens, config, model_sha256=artifact_sha256)
+
+
+def score_config(name: str, claim: Claim) -> ScoreConfig:
+    """What a score of a run was made by, after the script's claim.
+
+    Raises
+    ------
+    DataError
+        It is not the name of a score, or the claim has no such protocol.
+    """
     protocol = claim.headline if name == "ttt" else _PROTOCOLS.get(name)
     if protocol is None:  # a name comes from a file, and names one
         raise DataError(f"{name!r} is not the name of a score")
     config = claim.protocols.get(protocol)
     if config is None:
         raise DataError(f"score {name!r}: the script has no protocol {protocol!r}")
-    if name == _UNBOUND:
-        return None
-    return score_binding(tokens, config, model_sha256=artifact_sha256)
+    return config

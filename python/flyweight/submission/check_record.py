@@ -9,6 +9,7 @@ from typing import Any
 from flyweight.errors import DataError
 from flyweight.submission.budget import CAP_BYTES
 from flyweight.submission.bundle import RECORD_FILE
+from flyweight.submission.check_ledgers import score_config
 from flyweight.submission.claim import Claim
 from flyweight.submission.record import CLOCK_SECONDS, headline_score
 from flyweight.submission.subject import value_at
@@ -33,7 +34,7 @@ def contradictions(record: Mapping[str, Any], claim: Claim) -> list[str]:
     Raises
     ------
     DataError
-        A number is missing or is none.
+        A number is missing or is none, or a score is none that the script knows.
     """
     scores = value_at(record, RECORD_FILE, "scores", kinds=(dict,))
     results = value_at(record, RECORD_FILE, "seed_results", kinds=(dict,))
@@ -51,6 +52,7 @@ def contradictions(record: Mapping[str, Any], claim: Claim) -> list[str]:
     for name in scores:
         bits = _number(record, "scores", name, "nats") / math.log(2.0)
         said |= {
+            f"scores.{name}.method": score_config(name, claim).method,
             f"scores.{name}.bits": bits,
             f"scores.{name}.bpb": bits / _number(record, "scores", name, "bytes"),
         }
