@@ -113,6 +113,7 @@ def _check_record(subject: Subject) -> Verdict:
     seeds, results = subject.recorded("seeds", list), subject.recorded("seed_results", dict)
     if sorted(map(str, seeds)) != sorted(results):
         return "FAIL", f"{RECORD_FILE}: seed_results has {sorted(results)}, seeds is {seeds}"
+    wrong: list[str] = []
     for seed, name in zip(seeds, subject.logs, strict=True):
         lines = [parse_object(line, name) for line in subject.read(name).splitlines()]
         logged = lines.pop() if lines else {}
@@ -122,10 +123,10 @@ def _check_record(subject: Subject) -> Verdict:
             ours, theirs = subject.recorded(field, object), logged.get(field)
             if ours != theirs:
                 return "FAIL", f"{field} is {ours} in {RECORD_FILE}, {theirs} in {name}"
-        if wrong := log_contradictions(lines, subject.record, seed=seed, name=name):
-            return "FAIL", "; ".join(wrong)
-    if wrong := contradictions(subject.record, read_claim(subject.script)):
-        return "FAIL", f"{RECORD_FILE}: {'; '.join(wrong)}"
+        wrong += log_contradictions(lines, subject.record, seed=seed, name=name)
+    found = contradictions(subject.record, read_claim(subject.script))
+    if wrong := [*wrong, *(f"{RECORD_FILE}: {each}" for each in found)]:
+        return "FAIL", "; ".join(wrong)
     bpb = subject.recorded("val_bpb", float)
     return "PASS", (
         f"{len(MEASURED)} fields of {RECORD_FILE} equal the log, as do its run, steps and scores, "
