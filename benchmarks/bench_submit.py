@@ -96,7 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="*", default=RECIPES, help="names, or TOML files")
     parser.add_argument("--script", type=Path, help="pull request #585's train_gpt.py")
     parser.add_argument("--max-seconds", type=float, default=180.0, help="training clock")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds of a whole run")
+    parser.add_argument("--limit", type=float, default=1200.0, help="seconds of a whole run")
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a run on each")
     parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
     parser.add_argument("--until", choices=STAGES, default="audit", help="bundle spares the audit")

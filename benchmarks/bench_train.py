@@ -37,6 +37,7 @@ AVERAGED = 20
 """Steps whose losses are averaged, the last of which is the one named."""
 FIRST_TIMED = 10
 """Steps that are not timed, of either side."""
+SIDES = ("ours", "theirs")
 
 
 def main() -> None:
@@ -62,9 +63,11 @@ def main() -> None:
         commit = record["fingerprint"]["commit"]  # rows of a record may come from several
         parameters = sum(parameter_counts(load_recipe(system).model).values())
         row: dict[str, Any] = {"system": system, "commit": commit, "parameters": parameters}
-        sides = {"ours": _ours}
-        if _script(options, system).exists() and system in SETTINGS:
+        sides = {"ours": _ours} if "ours" in options.sides else {}
+        if "theirs" in options.sides and _script(options, system).exists() and system in SETTINGS:
             sides["theirs"] = _theirs
+        before = next((old for old in record[kind] if old["system"] == system), {})
+        row |= {side: before[side] for side in SIDES if side in before and side not in sides}
 
         def run(side: str) -> None:
             row[side] = sides[side](options, system, kind, environment)
@@ -89,9 +92,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--kinds", nargs="*", choices=("speed", "loss"), default=["speed"])
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES, help="who is run")
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a system on each")
-    parser.add_argument("--max-seconds", type=float, default=400.0, help="of one run of a script")
-    parser.add_argument("--into", type=Path, help="a record whose other rows are kept")
+    parser.add_argument("--max-seconds", type=float, default=900.0, help="of one run of a script")
+    parser.add_argument("--into", type=Path, help="a record whose other rows and sides are kept")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--ours", help=argparse.SUPPRESS)

@@ -230,3 +230,7 @@ def test_records_grow_over_calls(
         ("pr585", "def", True),
     ]
     assert [r["system"] for r in second["loss"]] == ["pr585"]
+    monkeypatch.setattr(bench, "_theirs", lambda *_: {"side": "theirs again"})
+    third = call("--systems", "pr585", "--sides", "theirs", *into, *common, "def")
+    assert third["speed"][1]["ours"] == {"side": "ours"}
+    assert third["speed"][1]["theirs"] == {"side": "theirs again"}
