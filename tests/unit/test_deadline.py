@@ -200,6 +200,17 @@ def test_the_seconds_of_all_lives_add_up(tmp_path: Path, monkeypatch: pytest.Mon
     assert third.read(1, "plain") is True  # the torn line before it is not in its way
 
 
+def test_lines_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.journal"
+    Journal(path, is_new=True).write(0, plain=True)
+    with path.open("ab") as file:
+        file.write(b'\xff\xfe{"chunk": 1\n')
+    again = Journal(path, is_new=False)
+    again.write(1, plain=False)
+    assert again.read(0, "plain") is True
+    assert Journal(path, is_new=False).read(1, "plain") is False
+
+
 def test_a_deadline_counts_what_a_killed_run_took(tmp_path: Path) -> None:
     def kill(scored: ScoredChunk) -> None:
         raise KilledError

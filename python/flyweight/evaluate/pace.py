@@ -108,7 +108,7 @@ class Journal:
             path.unlink(missing_ok=True)
         if is_new or not path.exists():
             return
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
                 self._lines[entry["chunk"]] = entry
