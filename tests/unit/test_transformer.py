@@ -13,7 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from flyweight.errors import CorruptStreamError, InvalidArgumentError, UnsupportedError
+from flyweight.errors import (
+    CorruptStreamError,
+    FlyweightError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
 from flyweight.fitting import fit
 from flyweight.model.config import BOS_TOKEN, ModelConfig
 
@@ -204,6 +209,22 @@ def test_an_artifact_of_bfloat16_tensors_is_a_model(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         kept = torch.tensor(tensors[name].astype(np.float32))
         torch.testing.assert_close(parameter.detach(), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({3: None}, r"field model_dim \(id 3\) is missing"), ({999: 1}, "unknown field id 999")],
+)
+def test_an_artifact_of_a_bad_config_is_named(
+    tmp_path: Path, changes: dict[int, Any], message: str
+) -> None:
+    fields = {**ModelConfig(**PLAIN).to_fields(), **changes}
+    config = {key: value for key, value in fields.items() if value is not None}
+    path = tmp_path / "model.fly"
+    arrays = {n: p.detach().numpy() for n, p in build(PLAIN).named_parameters()}
+    path.write_bytes(fit(arrays, 40_000, config=config).data)
+    with pytest.raises(FlyweightError, match=rf"model\.fly: model config: {message}"):
+        load_artifact(path)
 
 
 def test_field_ids_and_defaults_are_frozen() -> None:

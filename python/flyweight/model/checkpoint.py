@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flyweight.errors import DataError
+from flyweight.errors import CorruptStreamError, DataError, UnsupportedError
 from flyweight.format.container import open as open_fly
 from flyweight.interop import read_safetensors, write_safetensors
 from flyweight.model.config import ModelConfig
@@ -63,14 +63,20 @@ def load_artifact(path: str | os.PathLike[str]) -> tuple[Transformer, dict[str, 
     Raises
     ------
     CorruptStreamError
-        The file is damaged, or no .fly file.
+        The file is damaged, or no .fly file, or its config lacks a field.
+    UnsupportedError
+        Its config has a field that this version does not know.
     DataError
         Its tensors do not fit its config, or a weight is not finite.
     """
     file = open_fly(path)
     file.verify()
     tensors = {name: file[name] for name in file}
-    model = Transformer(ModelConfig.from_fields(file.config()))
+    try:
+        config = ModelConfig.from_fields(file.config())
+    except (CorruptStreamError, UnsupportedError) as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error
+    model = Transformer(config)
     load_weights(model, tensors, source=os.fspath(path))
     return model, tensors
 
