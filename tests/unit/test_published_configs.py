@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from flyweight.model.config import ModelConfig  # noqa: E402
 from flyweight.model.parameters import parameter_counts  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
+from flyweight.recipes.load import load_recipe  # noqa: E402
 
 
 def small(name: str, **changes: Any) -> ModelConfig:
@@ -37,6 +38,11 @@ def test_every_component_has_the_published_number_of_parameters(name: str) -> No
         assert sum(counts.pop(part) for part in parts) == expected, parts
     assert not counts
     assert sum(COMPONENTS[name].values()) == TOTALS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_have_the_published_models(name: str) -> None:
+    assert load_recipe(name).model == PUBLISHED[name]()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
