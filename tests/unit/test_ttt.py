@@ -202,6 +202,13 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, protocol: str) -> None:
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
 
 
+def test_a_loss_that_learning_broke_says_so(tmp_path: Path) -> None:
+    adapt = replace(ADAPT, learning_rate=1e30)
+    message = "at token 65 of the stream, .*; chunk 0 was learned from, lower adapt.learning_rate"
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "x.ledger", adapt=adapt)
+
+
 def test_only_the_last_blocks_learn(tmp_path: Path) -> None:
     protocol = engine(tmp_path / "x.ledger")
     before = copy.deepcopy(protocol.model.state_dict())

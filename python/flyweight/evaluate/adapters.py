@@ -94,6 +94,9 @@ class ScoreFirst(Sliding):
     def _learn(self, scored: ScoredChunk) -> None:
         if scored.index >= self._learned_chunks:
             return
+        self.scorer.suspicion = (
+            f"; chunk {scored.index} was learned from, lower adapt.learning_rate"
+        )
         self._set_rate(scored.index / max(self._learned_chunks - 1, 1))
         rows_BL = self._sequences(scored.start, scored.stop)
         if self._raw:

@@ -63,9 +63,11 @@ class WindowScorer:
     Attributes
     ----------
     is_tilted : whether all calls of `score` have a tilt, for `warm_up`
+    suspicion : what else a loss that is not finite may come from, behind the layer
     """
 
     is_tilted = False
+    suspicion = ""
 
     def __init__(self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig) -> None:
         self._model, self._tokens_T = model.eval(), tokens_T
@@ -162,7 +164,7 @@ class WindowScorer:
             reason = why_not_finite(self._model, tokens_L[None])
         raise DataError(
             f"the model's loss is {nats[bad]} at token {target + 1} of the stream, expected a "
-            f"finite number: {reason}"
+            f"finite number: {reason}{self.suspicion}"
         )
 
 
