@@ -25,6 +25,15 @@ def test_shipped_recipes_load_and_survive_being_resolved(name: str) -> None:
     assert build(Recipe, resolve(recipe), where=name) == recipe
 
 
+@pytest.mark.parametrize("name", ["flyweight", "pr578", "pr585", "pr1683"])
+def test_calibration_on_training_text_fits_the_clock_of_600_seconds(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.calibrate.source == "train"
+    assert recipe.calibrate.max_seconds > 0
+    # A step and a batch over, and the stage around the batches.
+    assert recipe.train.max_seconds + recipe.calibrate.max_seconds <= 595
+
+
 def test_names() -> None:
     assert {"demo", "flyweight", "tiny-sp1024"} <= set(recipe_names())
     message = r"no recipe 'nothing'; there are demo, flyweight.*, or a path that ends in \.toml"
