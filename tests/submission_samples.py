@@ -100,6 +100,7 @@ def make_run(folder: Path, data: DataInfo, deadline: float | None = None) -> dic
             "name": "sample",
             "description": "Random weights | for tests.",
             "budget_bytes": 16_000_000,
+            "calibrate": {"source": "train"},
             "score": {name: asdict(each) for name, each in SUITE.items()},
         },
         "seed": SEED,

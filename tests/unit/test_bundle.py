@@ -323,6 +323,15 @@ def test_how_a_score_was_made_is_said(name, changes, expected):
     assert describe_score(name, {"method": "sliding", **usual, **changes}) == expected
 
 
+def test_calibration_on_drawn_tokens_reads_no_training_text(tmp_path):
+    data = make_data(tmp_path)
+    manifest = make_run(tmp_path, data)
+    manifest["recipe"]["calibrate"]["source"] = "generate"
+    bundle(tmp_path / "bundle", tmp_path, data, manifest)
+    record = json.loads((tmp_path / "bundle/submission.json").read_text())
+    assert record["seed_results"][str(SEED)]["train_data_seconds"] == 0.5
+
+
 def test_what_a_deadline_took_away_is_in_the_record(tmp_path):
     data = make_data(tmp_path)
     manifest = make_run(tmp_path, data, deadline=0.0)

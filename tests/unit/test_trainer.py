@@ -20,7 +20,7 @@ from flyweight.data.facts import DataInfo, ShardInfo, SplitInfo
 from flyweight.data.shards import write_shard
 from flyweight.errors import DataError, InvalidArgumentError, RecipeError
 from flyweight.interop import read_safetensors, write_safetensors
-from flyweight.model.config import ModelConfig
+from flyweight.model.config import BOS_TOKEN, ModelConfig
 from flyweight.train.config import OptimConfig, TrainConfig
 
 torch = pytest.importorskip("torch")
@@ -109,6 +109,20 @@ def test_shuffled_stream_takes_every_row_once_an_epoch(tmp_path: Path) -> None:
     assert not np.array_equal(*epochs)
     other = TokenStream(tmp_path, batch_sequences=4, seq_len=8, vocab_size=64, shuffle_seed=2)
     assert not np.array_equal(other.batch(0), stream.batch(0))
+
+
+def test_rows_start_at_documents_where_one_begins(tmp_path: Path) -> None:
+    tokens = np.full(100, 7, dtype=np.uint16)
+    tokens[[5, 13, 40, 95]] = BOS_TOKEN
+    write_shard(tmp_path / "fineweb_train_000000.bin", tokens[:60])
+    write_shard(tmp_path / "fineweb_train_000001.bin", tokens[60:])
+    stream = TokenStream(tmp_path, batch_sequences=13, seq_len=8, vocab_size=32, at_documents=True)
+    starts = [stream._aligned(stream._row(k)) % 100 for k in range(13)]
+    # Rows begin at 0, 8, 16, ..., 96, each of 8 tokens.
+    assert starts == [5, 13, 16, 24, 32, 40, 48, 56, 64, 72, 80, 95, 96]
+    first = stream.batch(0)[:, 0]
+    assert (first[[0, 1, 5, 11]] == BOS_TOKEN).all()
+    assert (np.delete(first, [0, 1, 5, 11]) == 7).all()
 
 
 def test_bad_data_is_refused(data: Path, tmp_path: Path) -> None:

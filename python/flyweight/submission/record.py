@@ -208,7 +208,9 @@ def _make_record(
     # The clock of a resumed scoring does not know what a killed run did behind its last chunk.
     was_resumed = stages["score"]["facts"]["results"][headline]["was_resumed"]
     contaminated = manifest.get("contaminated", False)
-    data_seconds = train["seconds"] + stages["hessian"]["seconds"]
+    data_seconds = train["seconds"]
+    if recipe["calibrate"]["source"] != "generate":  # which reads no training text
+        data_seconds += stages["hessian"]["seconds"]
     if contaminated:
         data_seconds += stages["contaminate"]["facts"]["seconds"]
     return Record(

@@ -186,6 +186,9 @@ class TrainConfig:
     """Forward and backward passes per optimizer step, each with an equal share of the batch."""
     shuffle: bool = False
     """Draw sequences in an order shuffled anew each epoch, not in the order of the shards."""
+    at_documents: bool = False
+    """Start a sequence at the first document that begins in it, so that it is not cut at its front;
+    some tokens are then read twice and some not at all."""
     data_end: Literal["wrap", "stop"] = "wrap"
     """What comes behind the last token: the first one again, or the end of the run."""
     max_steps: int = 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flyweight.data.facts import DATA_FILE, DataInfo
 from flyweight.data.shards import list_shards, read_shard
 from flyweight.errors import DataError, RecipeError
+from flyweight.model.config import BOS_TOKEN
 from flyweight.train.config import TrainConfig
 
 __all__ = ["TokenStream", "ending_with"]
@@ -28,6 +29,7 @@ class TokenStream:
     vocab_size : every id must be below it
     shuffle_seed : None takes the rows in the order of the shards, seamlessly round the ring. A
         number cuts each epoch into rows at a random offset and shuffles them.
+    at_documents : a row whose tokens have the beginning of a document among them starts there
 
     Attributes
     ----------
@@ -40,7 +42,8 @@ class TokenStream:
 
     Notes
     -----
-    Rows overlap by one token, so that every token is a target. Documents are not kept apart.
+    Rows overlap by one token, so that every token is a target; those that start at documents
+    overlap by more or leave a gap. Documents of a row are kept apart by the model, if at all.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class TokenStream:
         seq_len: int,
         vocab_size: int,
         shuffle_seed: int | None = None,
+        at_documents: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self._paths = list_shards(folder, "train")
@@ -61,6 +65,7 @@ class TokenStream:
         self._vocab_size = vocab_size
         self._shuffle_seed = shuffle_seed
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
+        self._documents = self._find_documents() if at_documents else np.empty(0, dtype=np.int64)
         if self.num_tokens <= seq_len:
             raise DataError(
                 f"{folder}: {self.num_tokens} training tokens, expected more than seq_len={seq_len}"
@@ -115,7 +120,7 @@ class TokenStream:
                 f"bytes: lower batch_sequences={self._batch_sequences} ({error})"
             ) from error
         for i in range(self._batch_sequences):
-            rows[i] = self._read(self._row(first + i), self._seq_len + 1)
+            rows[i] = self._read(self._aligned(self._row(first + i)), self._seq_len + 1)
         return rows
 
     def _row(self, index: int) -> int:
@@ -126,6 +131,22 @@ class TokenStream:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self._shuffled_rows(epoch, self._shuffle_seed)
         return int(self._epoch[1][place])
+
+    def _find_documents(self) -> NDArray[np.int64]:
+        """Ring positions where documents begin."""
+        begins = self._ends - [len(shard) for shard in self._shards]
+        found = [np.flatnonzero(shard == BOS_TOKEN) for shard in self._shards]
+        return np.concatenate([a + begin for a, begin in zip(found, begins, strict=True)])
+
+    def _aligned(self, start: int) -> int:
+        """The first beginning of a document in the row at a ring position, or that position."""
+        if not self._documents.size:
+            return start
+        start %= self.num_tokens
+        place = int(np.searchsorted(self._documents, start))
+        turns, place = divmod(place, self._documents.size)
+        ahead = int(self._documents[place]) + turns * self.num_tokens - start
+        return start + ahead if ahead < self._seq_len else start
 
     def _shuffled_rows(self, epoch: int, seed: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([seed, epoch])

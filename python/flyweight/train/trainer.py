@@ -142,6 +142,7 @@ def train(
         seq_len=model_config.seq_len,
         vocab_size=model_config.vocab_size,
         shuffle_seed=seed if config.shuffle else None,
+        at_documents=config.at_documents,
     )
     with model_memory_explained(model_config, world.device):
         state = new_state(model_config, config, seed=seed, world=world)
