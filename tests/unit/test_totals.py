@@ -43,6 +43,25 @@ def score(data: DataInfo, folder: Path) -> None:
     score_data(NeverRun(), data, config, name="x", model_sha256="0" * 64, folder=folder)
 
 
+def test_an_interrupt_says_what_is_kept(data: DataInfo, tmp_path: Path) -> None:
+    class Interrupted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.calls = torch.nn.Parameter(torch.zeros(1)), 0
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return torch.zeros(*tokens.shape, 1024)
+
+    config = ScoreConfig(protocol="plain", seq_len=32, batch_windows=1, chunk_targets=32)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"x.ledger holds 64 of \d+ scores; the same command"
+    ):
+        score_data(Interrupted(), data, config, name="x", model_sha256="0" * 64, folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -108,6 +108,8 @@ def score_data(
     DataError
         Targets or bytes differ from the stored facts of the data, which is seen before the model
         runs; or a token has no finite score.
+    KeyboardInterrupt
+        With a message that says what the ledger holds.
     """
     tokens = read_validation(data.folder)
     counter = validation_counter(data)
@@ -125,9 +127,14 @@ def score_data(
             bar.update(chunk.stop - chunk.start)
             bar.set_postfix_str(f"{chunk.nats.mean():.4f} nats per token")
 
-        result = score_stream(
-            model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
-        )
+        try:
+            result = score_stream(
+                model, tokens, ledger, config, deadline=deadline, progress=advance, peers=peers
+            )
+        except KeyboardInterrupt as error:
+            kept = f"{ledger.path} holds {ledger.scored:,} of {ledger.targets:,} scores"
+            words = error.args or (f"{kept}; the same command goes on",)
+            raise KeyboardInterrupt(*words) from None
         coverage = ledger.scored / ledger.targets
         if peers is not None:
             check_agreement(ledger, peers.world)
@@ -155,7 +162,8 @@ def score_data(
         "phases": result.seconds,
         "recompilations": result.recompilations,
         "deadline": deadline,
-        "text": f"{label}{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}",
+        "text": f"{label}{score}, coverage {coverage:.2%}{_fallback_text(result, deadline)}"
+        + (f", {result.recompilations} recompilations" if config.compile else ""),
     }
 
 
