@@ -283,6 +283,21 @@ def test_claims_that_are_in_no_log_are_checked_too(folder, changes, match):
     assert match in evidence(audit_folder(folder), "record")
 
 
+def test_a_contaminated_bundle_fails_for_that_alone(tmp_path):
+    data = make_data(tmp_path)
+    manifest = make_run(tmp_path, data)
+    manifest["contaminated"] = True
+    manifest["stages"]["contaminate"] = {"facts": {"seconds": 1.0}}
+    for result in manifest["stages"]["score"]["facts"]["results"].values():
+        result["contaminated"] = True
+    bundle(tmp_path / "bundle", tmp_path, data, manifest)
+    report = audit_folder(tmp_path / "bundle")
+    failed = [name for name, status in statuses(report).items() if status == "FAIL"]
+    assert failed == ["record", "statistics"]
+    for name in failed:
+        assert "contaminated" in evidence(report, name)
+
+
 def test_a_contamination_that_the_record_hides_is_in_the_script(folder):
     replace_in_script(folder, "contaminated=False", "contaminated=True")
     report = audit_folder(folder)

@@ -97,8 +97,10 @@ class Subject:
         return parse_object(self.read(RECORD_FILE), RECORD_FILE)
 
     def recorded(self, name: str, *kinds: type) -> Any:
-        """One field of the record."""
-        return value_at(self.record, RECORD_FILE, name, kinds=kinds)
+        """One field of the record; scores of a contaminated one have a name of their own."""
+        named = f"contaminated_{name}"
+        found = named if self.record.get("contaminated") and named in self.record else name
+        return value_at(self.record, RECORD_FILE, found, kinds=kinds)
 
     @property
     def logs(self) -> list[str]:
