@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,17 +44,47 @@ def score(data: DataInfo, folder: Path) -> None:
     score_data(NeverRun(), data, config, name="x", model_sha256="0" * 64, folder=folder)
 
 
-def test_an_interrupt_says_what_is_kept(data: DataInfo, tmp_path: Path) -> None:
-    class Interrupted(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.calls = torch.nn.Parameter(torch.zeros(1)), 0
+class Flat(torch.nn.Module):
+    """Every token is as likely as any other."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.zeros(1)), 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.zeros(*tokens.shape, 1024)
+
+
+def test_a_score_of_another_config_is_kept_and_taken_up_again(
+    data: DataInfo, tmp_path: Path
+) -> None:
+    model = Flat()
+
+    def run(seq_len: int) -> dict[str, Any]:
+        config = ScoreConfig(protocol="plain", seq_len=seq_len, batch_windows=4)
+        return score_data(
+            model, data, config, name="x", model_sha256="0" * 64, folder=tmp_path / "score"
+        )
+
+    first, second = run(32), run(16)
+    assert not second["was_resumed"]
+    assert len(list((tmp_path / "score").glob("x-*.ledger"))) == 1
+    calls = model.calls
+    again = run(32)
+    assert again["was_resumed"]
+    assert again["chain"] == first["chain"]
+    assert run(16)["chain"] == second["chain"]
+    assert model.calls == calls
+    assert len(list((tmp_path / "score").glob("x-*.ledger"))) == 1
+
+
+def test_an_interrupt_says_what_is_kept(data: DataInfo, tmp_path: Path) -> None:
+    class Interrupted(Flat):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            if self.calls == 3:
+            if self.calls == 2:
                 raise KeyboardInterrupt
-            return torch.zeros(*tokens.shape, 1024)
+            return super().forward(tokens)
 
     config = ScoreConfig(protocol="plain", seq_len=32, batch_windows=1, chunk_targets=32)
     with pytest.raises(

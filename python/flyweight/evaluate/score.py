@@ -86,7 +86,7 @@ def score_data(
     data : checked data folder
     config : the protocol
     name : of the ledger, ``folder/name.ledger``; an unfinished one of the same model, config and
-        text is continued, any other is begun anew
+        text is continued, any other set aside as ``folder/name-<what it is of>.ledger``
     model_sha256 : hash of the file that the weights came from
     folder : where ledgers lie
     contaminated : the model was trained on this text; the result then says so
@@ -181,11 +181,34 @@ def _fallback_text(result: StreamResult, deadline: float | None) -> str:
 def _open_ledger(
     path: Path, targets: int, binding: bytes, peers: Together | None
 ) -> AbstractContextManager[Entries]:
-    """The ledger of this model, config and text; one of anything else is begun anew."""
+    """The ledger of this model, config and text; one of anything else is set aside."""
     if peers is None or peers.world.is_first:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and ledger_binding(path) != binding:
-            path.unlink()
+        _take_up(path, binding)
     if peers is None:
         return Ledger(path, targets=targets, binding=binding)
     return open_shared_ledger(path, targets=targets, binding=binding, world=peers.world)
+
+
+def _take_up(path: Path, binding: bytes) -> None:
+    """Set aside a ledger of anything else, and take up again one that was set aside before."""
+    held = ledger_binding(path) if path.exists() else None
+    if held == binding:
+        return
+    if held is None:
+        path.unlink(missing_ok=True)  # it was cut off in its header
+    else:
+        _move(path, _aside(path, held))
+    _move(_aside(path, binding), path)
+
+
+def _aside(path: Path, binding: bytes) -> Path:
+    return path.with_name(f"{path.stem}-{binding.hex()[:16]}{path.suffix}")
+
+
+def _move(source: Path, target: Path) -> None:
+    """A ledger, and its journal before it: one that is left alone is still found by the ledger."""
+    for end in (".journal", ""):
+        file = Path(f"{source}{end}")
+        if file.exists():
+            file.replace(f"{target}{end}")
