@@ -140,16 +140,16 @@ def submit_goals(record: Record) -> list[Goal]:
     ours = [row for row in rows if row["system"] == "flyweight"]
     script, recipes, sizes = {}, {}, {}
     for row in ours:
-        own, sizes[f"{row['max_seconds']:.0f} s"] = row["bpb"], row["artifact_bytes"]
+        own, sizes[f"{row['max_seconds']:.0f} s"] = row["bpb"]["sliding"], row["artifact_bytes"]
         for other in rows:
-            bpb = other["bpb"]
+            if other["bpb"]["sliding"] is None:  # its export did not end in time
+                continue
+            found = other["bpb"]["sliding"] - own
             if other["system"].startswith("script"):
-                # Where its export did not end in time, before both exports.
-                kind, where = ("float", ", float") if bpb["sliding"] is None else ("sliding", "")
                 if other["max_seconds"] == row["max_seconds"]:
-                    script[other["system"] + where] = bpb[kind] - own[kind]
+                    script[other["system"]] = found
             elif other["system"] != "flyweight":
-                recipes[other["system"]] = bpb["sliding"] - own["sliding"]
+                recipes[other["system"]] = found
     words = "bits per byte below the script at the same clock"
     goals = [_judged(words, "at least 0.05", script, min, lambda v: v >= 0.05, "{:.4f}")]
     words = "bits per byte below each of the recipes"
@@ -197,8 +197,8 @@ def score_goals(record: Record) -> list[Goal]:
         is_reached = partial(operator.le, least)
         words = f"targets a second over those of the script, {case}"
         found.append(_judged(words, f"at least {least:g}x", ratios, min, is_reached, "{:.2f}x"))
-    nats = {case: row["nats_above"] for case, row in rows.items()}
-    words = "nats per token above the script"
+    nats = {case: abs(row["nats_above"]) for case, row in rows.items()}
+    words = "nats per token apart from the script"
     return [*found, _judged(words, "at most 0.002", nats, max, lambda v: v <= 0.002, "{:.4f}")]
 
 

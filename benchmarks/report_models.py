@@ -67,7 +67,8 @@ def submit(record: Record) -> Iterable[str]:
     yield (
         f"{_taken(record, 'rows')}; trained under the clock, exported, and scored in sliding "
         "windows without further training. Recipes slide by their published strides, and have the "
-        "schedule of one GPU: 262,144 tokens a step, a warm-down over half of the clock.\n"
+        "schedule of one GPU: 262,144 tokens a step, a warm-down over half of the clock. Where an "
+        "export did not end in time, its cells are empty.\n"
     )
     yield goal_table(submit_goals(record))
     header = ("system", "clock, s", "parameters", "steps", "tokens", "bytes", "float bpb")

@@ -182,7 +182,7 @@ def test_submissions_are_held_against_script_and_recipes(module: Any) -> None:
     found = {"float": 1.57, "sliding": None}
     record["rows"][-1] |= {"bpb": found, "artifact_bytes": None}  # its export did not end in time
     script, *_ = module("reach").submit_goals(record)
-    assert (script.found, script.verdict) == ("0.0700 (script of #585, float)", "reached")
+    assert script.verdict == "open"  # float weights are not what the goal is of
     page = "\n".join(module("report_models").submit(record))
     assert "| script of #585 | 240 |  | 900 | 9,000,000 |  | 1.5700 |  |  |" in page
 

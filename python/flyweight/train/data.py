@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.data.facts import DATA_FILE, DataInfo
-from flyweight.data.shards import list_shards, read_shard
+from flyweight.data.shards import BOS_ID, list_shards, read_shard
 from flyweight.errors import DataError, RecipeError
-from flyweight.model.config import BOS_TOKEN
 from flyweight.train.config import TrainConfig
 
 __all__ = ["TokenStream", "ending_with"]
@@ -135,7 +134,7 @@ class TokenStream:
     def _find_documents(self) -> NDArray[np.int64]:
         """Ring positions where documents begin."""
         begins = self._ends - [len(shard) for shard in self._shards]
-        found = [np.flatnonzero(shard == BOS_TOKEN) for shard in self._shards]
+        found = [np.flatnonzero(shard == BOS_ID) for shard in self._shards]
         return np.concatenate([a + begin for a, begin in zip(found, begins, strict=True)])
 
     def _aligned(self, start: int) -> int:
