@@ -18,12 +18,12 @@ from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, imp
     TensorDescriptor,
 )
 
-from flyweight.model.blocks import leaky_square
-
 __all__ = ["squared_linear"]
 
 _ROWS, _COLUMNS, _DEPTH = 128, 128, 64
 """What a program takes at once; beyond a tensor's end the accelerator reads zeros."""
+_VALUES = 2048
+"""That a program squares."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -39,6 +39,28 @@ def _slope_kernel(  # type: ignore[no-untyped-def]
         total = tl.dot(g.load([row, k]), w.load([k, column]), total, input_precision="ieee")
     h = hidden.load([row, column]).to(tl.float32)
     out.store([row, column], (2 * total * h * tl.where(h > 0, 1.0, below)).to(out.dtype))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _square_kernel(x, out, count, below, M: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    value = tl.load(x + at, mask=at < count, other=0).to(tl.float32)
+    square = value * value * tl.where(value > 0, 1.0, below)
+    tl.store(out + at, square.to(out.dtype.element_ty), mask=at < count)
+
+
+@torch.library.custom_op("flyweight::leaky_square", mutates_args=())
+def _leaky_square(hidden: Tensor, slope: float) -> Tensor:
+    hidden = hidden.contiguous()
+    out = torch.empty_like(hidden)
+    programs = triton.cdiv(hidden.numel(), _VALUES)
+    _square_kernel[(programs,)](hidden, out, hidden.numel(), slope * slope, _VALUES)
+    return out
+
+
+@_leaky_square.register_fake
+def _(hidden: Tensor, slope: float) -> Tensor:
+    return hidden.new_empty(hidden.shape)
 
 
 @torch.library.custom_op("flyweight::squared_backward", mutates_args=())
@@ -67,7 +89,7 @@ class _SquaredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, w: Tensor, slope: float) -> Tensor:
-        squared = leaky_square(hidden, slope)
+        squared = _leaky_square(hidden, slope)
         ctx.save_for_backward(hidden, squared, w)
         ctx.slope = slope
         y: Tensor = squared @ w.mT
