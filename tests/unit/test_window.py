@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
+from flyweight.evaluate import scorer  # noqa: E402
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
 from flyweight.evaluate.scorer import WindowScorer, target_nats  # noqa: E402
@@ -25,6 +27,7 @@ from flyweight.evaluate.window import (  # noqa: E402
     split_chunks,
     window_batches,
 )
+from flyweight.model.blocks import PLAIN  # noqa: E402
 from flyweight.model.config import ModelConfig  # noqa: E402
 from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train.losses import fastest_operations  # noqa: E402
@@ -226,6 +229,36 @@ def test_compiled_blocks_have_one_shape_the_last_one_too(monkeypatch: pytest.Mon
     found = WindowScorer(model, tokens_T, replace(config, compile=True)).score(windows)
     assert set(shapes) == {(3, 17, 16)}
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("is_fused", "long", "compiles"), [(True, 1000, False), (True, 10, True), (False, 1000, True)]
+)
+def test_auto_compiles_where_that_ends_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fused: bool, long: int, compiles: bool
+) -> None:
+    monkeypatch.setattr(scorer, "_LONG", long)
+    watched = Mock(side_effect=lambda function, **options: Mock(side_effect=function))
+    monkeypatch.setattr(torch, "compile", watched)
+    model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
+    if is_fused:  # in other functions than the plain ones, as Triton's kernels are
+        model.use(replace(PLAIN, gate_heads=lambda *tensors: PLAIN.gate_heads(*tensors)))
+    config = ScoreConfig(
+        protocol="score-first",
+        seq_len=16,
+        stride=8,
+        batch_windows=3,
+        chunk_targets=32,
+        adapt=AdaptConfig(sequences=2),
+    )
+    found = []
+    for compile_ in (False, "auto"):
+        with Ledger(tmp_path / str(compile_), targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
+            changed = replace(config, compile=compile_)  # type: ignore[arg-type]
+            found.append(score_stream(model, TOKENS, ledger, changed))
+    assert watched.call_count == 2 * compiles  # scores and gradients
+    assert found[1].seconds["compile"] > 0  # what is done once is outside of the clock anyway
+    np.testing.assert_allclose(found[1].nats, found[0].nats, rtol=0, atol=1e-4)
 
 
 def test_compiled_code_is_compiled_once_and_scores_the_same(tmp_path: Path) -> None:

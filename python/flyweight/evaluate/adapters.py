@@ -69,7 +69,7 @@ class ScoreFirst(Sliding):
         own = len(self.peers.rows(torch.empty(rows)))
         self._part = max(min(own, fitting), 1)
         self._compiled: Callable[..., Tensor] | None = None
-        if config.compile:
+        if self.compiles:
             self._compiled = torch.compile(mean_loss, fullgraph=True, dynamic=False)
 
     @property
@@ -83,13 +83,12 @@ class ScoreFirst(Sliding):
         return is_used * self._adapt.epochs * (windows.stop - windows.start)
 
     def warm_up(self) -> None:
-        """Also compile a pass of the usual size forward and backward; no weight changes."""
+        """Also a pass of the usual size forward and backward; no weight changes."""
         super().warm_up()
-        if self._compiled is not None:
-            shape = (self._part, self.config.seq_len + 1)
-            rows_BL = torch.zeros(shape, dtype=torch.int64, device=self.tokens_T.device)
-            self._add_gradients(rows_BL, 1.0)
-            self._optimizer.zero_grad()
+        shape = (self._part, self.config.seq_len + 1)
+        rows_BL = torch.zeros(shape, dtype=torch.int64, device=self.tokens_T.device)
+        self._add_gradients(rows_BL, 1.0)
+        self._optimizer.zero_grad()
 
     def _learn(self, scored: ScoredChunk) -> None:
         if scored.index >= self._learned_chunks:

@@ -149,9 +149,10 @@ class ScoreConfig:
     """Targets scored under one frozen state and written to the ledger at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; losses are float32 and their sums float64 in either case."""
-    compile: bool = False
+    compile: Literal[False, True, "auto"] = False
     """Compile the usual shapes of scoring and learning, before the clock starts; others run as they
-    are: the first window, what is left at the end, windows of a document that still grow."""
+    are: the first window, what is left at the end, windows of a document that still grow. ``auto``
+    does where that ends sooner: not for a short text where the operations are fused already."""
     adapt: AdaptConfig | None = None
     """score-first: the training."""
     lora: LoraConfig | None = None
@@ -163,6 +164,7 @@ class ScoreConfig:
         protocols = ("plain", "sliding", "score-first", "per-document")
         _check_choice("protocol", self.protocol, protocols)
         _check_choice("precision", self.precision, ("float32", "bfloat16"))
+        _check_choice("compile", self.compile, (False, True, "auto"))
         _check_positive("", self, ("seq_len", "stride", "chunk_targets"))
         if self.batch_windows < 0:
             raise InvalidArgumentError(
@@ -214,9 +216,10 @@ class ScoreConfig:
 _TABLES: dict[str, Any] = {"adapt": AdaptConfig, "lora": LoraConfig, "ngram": NgramConfig}
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str | bool, choices: tuple[str | bool, ...]) -> None:
     if value not in choices:
-        raise InvalidArgumentError(f"score: {name}={value!r}, expected {' or '.join(choices)}")
+        expected = " or ".join(map(str, choices))
+        raise InvalidArgumentError(f"score: {name}={value!r}, expected {expected}")
 
 
 def _check_positive(table: str, config: object, names: tuple[str, ...]) -> None:

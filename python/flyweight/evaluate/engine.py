@@ -21,7 +21,7 @@ from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.pace import Journal
-from flyweight.evaluate.scorer import Tilt, WindowScorer
+from flyweight.evaluate.scorer import Tilt, WindowScorer, compiling_pays
 from flyweight.evaluate.window import Windows, plain_windows, sliding_windows, split_chunks
 
 __all__ = ["Alone", "Plain", "ScoredChunk", "ScoringEngine", "Sliding"]
@@ -130,13 +130,20 @@ class ScoringEngine(ABC):
         self.tokens_T = torch.from_numpy(tokens.astype(np.int32)).to(device)
         windows = self._plan(ledger.targets)
         self.chunks = tuple(split_chunks(windows, chunk_targets=config.chunk_targets))
-        self.scorer = WindowScorer(model, self.tokens_T, config)
+        self.compiles = self._should_compile()
+        self.scorer = WindowScorer(model, self.tokens_T, config, compiles=self.compiles)
         self.scorer.batch_windows = self.peers.fewest(self.scorer.batch_windows)
         path = ledger.path.with_name(ledger.path.name + ".journal")
         self.journal = Journal(path, is_new=ledger.scored == 0, writes=self.peers.is_first)
         self._next = 0
         self._has_learned = False
         self._newest: ScoredChunk | None = None
+
+    def _should_compile(self) -> bool:
+        if self.config.compile != "auto":
+            return self.config.compile
+        own = sum(windows.tokens for windows in self.peers.share(self.chunks))
+        return self.peers.decide(compiling_pays(self.model, own))
 
     @abstractmethod
     def _plan(self, targets: int) -> Windows:
@@ -232,7 +239,7 @@ class ScoringEngine(ABC):
             torch.cuda.synchronize(self.tokens_T.device)
 
     def warm_up(self) -> None:
-        """Compile what the stream will meet, on tokens that are not the stream's."""
+        """Run what the stream will meet on tokens that are not the stream's, which compiles it."""
         self.scorer.warm_up()
 
 

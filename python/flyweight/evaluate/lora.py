@@ -250,7 +250,7 @@ class PerDocument(ScoringEngine):
             self._added.use(PLAIN)
         self._additions = add_low_rank(self._added, config.lora)
         self._whole_window: Callable[..., Tensor] = target_nats
-        if config.compile:
+        if self.compiles:
             self._whole_window = torch.compile(target_nats, fullgraph=True, dynamic=False)
 
     def _plan(self, targets: int) -> Windows:
@@ -269,7 +269,7 @@ class PerDocument(ScoringEngine):
         return _PASSES * int(read.sum())
 
     def warm_up(self) -> None:
-        """Compile a step behind the first window, forward and backward; no document is read."""
+        """Run a step behind the first window, forward and backward; no document is read."""
         shape = (self._lora.documents, self.config.seq_len + 1)
         rows_RL = torch.zeros(shape, dtype=torch.int64, device=self.tokens_T.device)
         with torch.enable_grad(), autocast(rows_RL.device, self.config.precision):

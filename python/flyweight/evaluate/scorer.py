@@ -20,15 +20,26 @@ from flyweight.errors import DataError
 from flyweight.evaluate.config import ScoreConfig
 from flyweight.evaluate.nonfinite import why_not_finite
 from flyweight.evaluate.window import Windows, window_batches
+from flyweight.model.blocks import PLAIN
 from flyweight.model.transformer import Transformer
 
-__all__ = ["Tilt", "WindowScorer", "autocast", "rows_that_fit", "target_nats"]
+__all__ = [
+    "Tilt",
+    "WindowScorer",
+    "autocast",
+    "compiling_pays",
+    "rows_that_fit",
+    "target_nats",
+]
 
 _MOST_WINDOWS = {"cpu": 16, "cuda": 128}
 """More of them in a batch are no faster: 16 of 256 tokens fill the caches of a processor, 128 of
 2,048 a GPU."""
 _FORWARD_VALUES = 32
 """Numbers of the size of the stream that a forward pass holds at once, for each token."""
+_LONG = 800_000_000
+"""Tokens from which on compiled code makes up for its compilation where operations are fused: an
+H200 takes 16 s for it, then reads 4.24 million a second instead of 3.92 (docs/experiments.md)."""
 
 
 class Tilt(NamedTuple):
@@ -49,16 +60,17 @@ class WindowScorer:
     ----------
     model : maps tokens (B, L) int64 to logits (B, L, V), causal; put into evaluation mode
     tokens_T : (T,) integers on the model's device, the whole stream
-    config : sizes, precision, and whether the forward pass is compiled
+    config : sizes, precision, and whether the forward pass has one shape and is compiled
+    compiles : False leaves it at the one shape
 
     Notes
     -----
     A target's score depends on the tokens of its own window only. The size of the batch may change
     it by float rounding: less than 1e-4 nats in float32. Of a `Transformer` the head, and in the
-    last block all but keys and values, run for the scored positions alone. Compiled, each batch has
-    the same shape: a smaller one is filled up, and so is the last of the blocks without overlap;
-    sliding windows that are shorter than ``seq_len`` or score more than ``stride`` targets run
-    uncompiled.
+    last block all but keys and values, run for the scored positions alone. With
+    ``compile`` each batch has the same shape: a smaller one is filled up, and so is the last of the
+    blocks without overlap; sliding windows that are shorter than ``seq_len`` or score more than
+    ``stride`` targets run uncompiled.
 
     Attributes
     ----------
@@ -69,7 +81,9 @@ class WindowScorer:
     is_tilted = False
     suspicion = ""
 
-    def __init__(self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig) -> None:
+    def __init__(
+        self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig, *, compiles: bool = True
+    ) -> None:
         self._model, self._tokens_T = model.eval(), tokens_T
         self._length, self._precision = config.seq_len, config.precision
         self._usual = config.stride if config.has_windows else config.seq_len
@@ -77,14 +91,16 @@ class WindowScorer:
             rows_that_fit(model, config.seq_len, _FORWARD_VALUES, share=0.25),
             _MOST_WINDOWS.get(tokens_T.device.type, 16),
         )
-        self._compiled: Callable[..., Tensor] | None = None
+        self._of_one_shape: Callable[..., Tensor] | None = None
         if config.compile:
-            self._compiled = torch.compile(target_nats, fullgraph=True, dynamic=False)
+            self._of_one_shape = target_nats
+        if config.compile and compiles:
+            self._of_one_shape = torch.compile(target_nats, fullgraph=True, dynamic=False)
 
     def warm_up(self, *, plainly: bool = False) -> int:
         """Run one usual batch of zeros, which compiles it, and wait; how many tokens it had.
 
-        Of sliding windows the first runs too, uncompiled: it takes kernels that are made once.
+        Of sliding windows the first runs too: it takes kernels that are made once for its shape.
 
         Parameters
         ----------
@@ -96,9 +112,10 @@ class WindowScorer:
             rows_BL = torch.zeros(shape, dtype=torch.int64, device=device)
             hints_BS = rows_BL.new_zeros(self.batch_windows, scored)
             hints = (hints_BS, hints_BS.float())
-            function = target_nats if scored > self._usual else self._compiled or target_nats
+            usual = self._of_one_shape or target_nats
+            function = target_nats if scored > self._usual else usual
             found = function(self._model, rows_BL, scored, *(hints if self.is_tilted else ()))
-            if function is self._compiled and scored < self._length:
+            if self._of_one_shape is not None and scored < self._length:
                 found = found.sum() + target_nats(self._model, rows_BL[:1], self._length).sum()
             found.sum().item()
         return self.batch_windows * self._length
@@ -137,10 +154,10 @@ class WindowScorer:
         scored = int(batch.end[0] - batch.first[0])
         is_block = scored == length and self._usual == self._length
         function, positions, skipped = target_nats, scored, 0
-        if self._compiled is not None and (
+        if self._of_one_shape is not None and (
             is_block or (length == self._length and scored <= self._usual)
         ):
-            function, positions, length = self._compiled, self._usual, self._length
+            function, positions, length = self._of_one_shape, self._usual, self._length
             skipped = 0 if is_block else positions - scored
             begin_B = functional.pad(begin_B, (0, self.batch_windows - len(batch)))
         places_BL = begin_B[:, None] + torch.arange(length + 1, device=begin_B.device)
@@ -201,6 +218,12 @@ def target_nats(
         logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none"
     )
     return nats.view(targets_BS.shape).clamp(min=0)  # rounding leaves a sure target a hair below
+
+
+def compiling_pays(model: nn.Module, tokens: int) -> bool:
+    """Whether a pass over so many tokens ends sooner compiled, compilation included."""
+    is_fused = isinstance(model, Transformer) and model.operations != PLAIN
+    return not is_fused or tokens > _LONG
 
 
 def rows_that_fit(model: nn.Module, length: int, values: int, *, share: float) -> int:

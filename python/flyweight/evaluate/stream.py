@@ -115,7 +115,7 @@ def run_engine(
 def _prepare(
     engine: ScoringEngine, deadline: float | None, is_open: bool
 ) -> tuple[float, int, Pace]:
-    """Compile, and look how fast a usual batch is; the clock starts behind that."""
+    """Warm up, and look how fast a usual batch is; the clock starts behind that."""
     begin, rates = time.perf_counter(), {}
     if is_open and engine.config.compile:
         engine.warm_up()
