@@ -48,6 +48,9 @@ def protocols() -> dict[str, ScoreConfig]:
         sliding, protocol="per-document", lora=LoraConfig(), chunk_targets=1 << 20
     )
     found["sliding, n-gram hints"] = replace(sliding, ngram=NgramConfig())
+    last_blocks = found["score-first AdamW, last blocks (#585)"]
+    found["rolling context"] = replace(sliding, rolling=True)
+    found["rolling context, score-first AdamW (#585)"] = replace(last_blocks, rolling=True)
     return found
 
 
@@ -71,6 +74,7 @@ def main() -> None:
         "rows": [],
     }
     names = list(protocols())
+    chosen = [name for name in names if name in (options.protocols or names)]
 
     def measure(name: str, environment: dict[str, str]) -> Callable[[], dict[str, Any]]:
         arguments = [sys.executable, __file__, str(options.model), "--data", str(options.data)]
@@ -85,7 +89,7 @@ def main() -> None:
             return lambda: {"failed": done.returncode}
         return lambda: dict(json.loads(done.stdout.splitlines()[-1]))
 
-    for name, found in on_devices(names, options.devices, measure):
+    for name, found in on_devices(chosen, options.devices, measure):
         row = {"protocol": name, **found}
         record["rows"] = sorted([*record["rows"], row], key=lambda r: names.index(r["protocol"]))
         print(json.dumps(row), flush=True)
@@ -97,6 +101,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="an artifact")
     parser.add_argument("--data", type=Path, required=True, help="shards of its vocabulary")
+    parser.add_argument("--protocols", nargs="*", help="names; all where none is given")
     parser.add_argument("--devices", nargs="*", default=["0"], help="GPUs, a protocol on each")
     parser.add_argument("--commit", help="for a copy without a repository")
     parser.add_argument("--out", type=Path, default=RESULTS)

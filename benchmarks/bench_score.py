@@ -8,7 +8,8 @@ given by path; without one a case is run alone. Weights are random unless a chec
 What is done once is timed apart: targets a second are those of code that is ready (of the script's
 sliding windows, which compile inside, by the difference between two lengths of text), and
 ``wall_seconds`` of sliding windows go from the call in a new process to the last score. Sliding
-windows run twice here: compiled as the script's are, and as ``compile = "auto"`` has them.
+windows run twice here: compiled as the script's are, and as ``compile = "auto"`` has them; beside
+them stands a context that rolls, which gives targets as much of it and reads each token once.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def measure(
     row: dict[str, Any] = {"case": case}
     if case == "sliding":
         row["auto"] = ours(model, tokens, config)
+        row["rolling"] = ours(model, tokens, dataclasses.replace(config, rolling=True))
         config = dataclasses.replace(config, compile=bool(config.compile))
     row["ours"] = ours(model, tokens, config)
     script = getattr(options, name)
@@ -112,6 +114,9 @@ def measure(
         row["ratio"] = row["ours"]["targets_per_second"] / row["theirs"]["targets_per_second"]
         if case == "sliding":
             row["wall_ratio"] = row["theirs"]["wall_seconds"] / row["auto"]["wall_seconds"]
+            rolling = row["rolling"]
+            rolling["ratio"] = rolling["targets_per_second"] / row["theirs"]["targets_per_second"]
+            rolling["nats_above"] = rolling["nats_per_token"] - row["theirs"]["nats_per_token"]
         row["nats_above"] = row["ours"]["nats_per_token"] - row["theirs"]["nats_per_token"]
     return row
 

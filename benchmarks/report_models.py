@@ -99,14 +99,23 @@ def score(record: Record) -> Iterable[str]:
     yield f"## Scoring beside the published evaluation code on one {settings['device']}\n"
     yield (
         f"{_taken(record, 'rows')}; {settings['targets']:,} targets, the same model, weights, "
-        "tokens and stride on both sides, what is done once outside. In a new process it is inside, "
-        "and sliding windows run as recipes have them: not compiled. The scripts score the last "
-        "targets of the text several times, with less context, which is in their nats.\n"
+        "tokens and stride on both sides, what is done once outside. In a new process it is "
+        "inside, and sliding windows run as recipes have them: not compiled. The scripts score the "
+        "last targets of the text several times, with less context, which is in their nats.\n"
     )
     yield goal_table(score_goals(record))
     header = ("case", "targets/s", "of the script", "ratio", "nats per token above it")
     header += ("s to prepare", "recompilations", "s in a new process", "of the script")
-    yield table(header, [_score_row(row) for row in record["rows"]])
+    rows = [line for row in record["rows"] for line in (row, *_rolling_rows(row))]
+    yield table(header, [_score_row(row) for row in rows])
+
+
+def _rolling_rows(row: Record) -> list[Record]:
+    """A row for the context that rolls, beside the script's sliding windows."""
+    rolling = row.get("rolling")
+    if rolling is None:
+        return []
+    return [{**row, **rolling, "case": "rolling context", "ours": rolling, "auto": rolling}]
 
 
 def _score_row(row: Record) -> list[str]:

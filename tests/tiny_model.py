@@ -1,10 +1,15 @@
-"""A causal language model small enough to run in milliseconds; has ``blocks`` like the real one."""
+"""Causal language models small enough to run in milliseconds, one of them the real one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from flyweight.model.config import ModelConfig
+from flyweight.model.transformer import Transformer
 
 VOCAB = 48
 
@@ -37,3 +42,40 @@ class TinyModel(nn.Module):
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return self.head(x_BTD).float()
+
+
+def tiny_transformer(**changes: Any) -> Transformer:
+    """All that the last block can have, or what changes say."""
+    features: dict[str, Any] = {
+        "num_layers": 4,
+        "rope_dims": 4,
+        "xsa_layers": 2,
+        "value_residual": True,
+        "gated_attention": True,
+        "unet_skips": True,
+        "resid_mix": True,
+        "branch_scales": True,
+        "ve_layers": 2,
+        "ve_dim": 8,
+        "smear_gate": True,
+    }
+    config = ModelConfig(
+        **{
+            "vocab_size": VOCAB,
+            "model_dim": 32,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "mlp_hidden": 48,
+            "seq_len": 16,
+            **features,
+            **changes,
+        }
+    )
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(2)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("proj.weight", "gate_weight")):
+                weight.normal_(std=0.2, generator=generator)
+    return model

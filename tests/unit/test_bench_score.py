@@ -109,7 +109,7 @@ def test_both_sides_are_measured(
     assert row["ours"]["recompilations"] == 0
     assert (row["ours"]["phases"]["adapt"] > 0) == (case != "sliding")
     options.pr585 = options.pr1683 = None
-    keys = {"case", "ours"} | ({"auto"} if case == "sliding" else set())
+    keys = {"case", "ours"} | ({"auto", "rolling"} if case == "sliding" else set())
     assert set(bench.measure(case, options, smaller)) == keys
 
 

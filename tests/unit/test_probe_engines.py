@@ -29,7 +29,7 @@ from flyweight.evaluate.probe_session import (  # noqa: E402
 )
 from flyweight.evaluate.probes import probe_one_pass  # noqa: E402
 from flyweight.evaluate.ttt import ENGINES  # noqa: E402
-from tiny_model import VOCAB, TinyModel  # noqa: E402
+from tiny_model import VOCAB, TinyModel, tiny_transformer  # noqa: E402
 
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, 97).astype(np.uint16)
 SIZES: dict[str, Any] = {"seq_len": 16, "stride": 8, "chunk_targets": 32}
@@ -43,6 +43,8 @@ CONFIGS = [
     ScoreConfig(protocol="score-first", adapt=ADAPT, **SIZES),
     ScoreConfig(protocol="score-first", adapt=ADAPT, ngram=HINTS, **SIZES),
     ScoreConfig(protocol="per-document", lora=LORA, **SIZES),
+    ScoreConfig(protocol="sliding", rolling=True, **SIZES),
+    ScoreConfig(protocol="score-first", rolling=True, adapt=ADAPT, **SIZES),
 ]
 
 
@@ -66,7 +68,8 @@ class AdaptsFirst(ScoreFirst):
 def maker(
     config: ScoreConfig, folder: Path, engine: type[Any] | None = None
 ) -> Callable[[NDArray[Any]], Any]:
-    numbers, model = count(), TinyModel(depth=1)
+    numbers = count()
+    model = tiny_transformer() if config.rolling else TinyModel(depth=1)
     engine = engine or ENGINES[config.method]
 
     def make(tokens: NDArray[Any]) -> Any:

@@ -25,7 +25,7 @@ from flyweight.evaluate.engine import (  # noqa: E402
 from flyweight.evaluate.ledger import Ledger, read_ledger  # noqa: E402
 from flyweight.evaluate.stream import StreamResult, score_binding  # noqa: E402
 from flyweight.evaluate.ttt import ENGINES, score_stream  # noqa: E402
-from tiny_model import VOCAB, TinyModel  # noqa: E402
+from tiny_model import VOCAB, TinyModel, tiny_transformer  # noqa: E402
 
 TOKENS = np.random.default_rng(7).integers(0, VOCAB, 331).astype(np.uint16)
 LORA = LoraConfig(match=("blocks.*.qkv",), step_targets=8, documents=3, learning_rate=1e-2)
@@ -50,13 +50,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def model_of(protocol: str) -> Any:
+    return tiny_transformer() if "rolling" in protocol else TinyModel()
+
+
 def config_of(protocol: str, **changes: Any) -> ScoreConfig:
     """A method of `ScoreConfig`, such as ``sliding with hints``."""
-    name, _, hints = protocol.partition(" with ")
+    name, _, addition = protocol.partition(" with ")
     tables = {
         "adapt": CONFIG.adapt if name == "score-first" else None,
         "lora": LORA if name == "per-document" else None,
-        "ngram": NgramConfig(table_bits=10) if hints else None,
+        "ngram": NgramConfig(table_bits=10) if addition == "hints" else None,
+        "rolling": addition == "rolling context",
     }
     return replace(CONFIG, protocol=name, **{**tables, **changes})  # type: ignore[arg-type]
 
@@ -73,7 +78,7 @@ def run(
 ) -> StreamResult:
     config = config_of(protocol, **changes)
     with open_ledger(path, tokens) as ledger:
-        return score_stream(TinyModel(), tokens, ledger, config)
+        return score_stream(model_of(protocol), tokens, ledger, config)
 
 
 def engine(path: Path, protocol: str = "score-first") -> ScoringEngine:
@@ -194,7 +199,7 @@ def test_adapting_lowers_the_loss_on_text_that_repeats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", ENGINES)
 def test_the_model_is_left_as_it_was(tmp_path: Path, protocol: str) -> None:
-    model = TinyModel()
+    model = model_of(protocol)
     before = copy.deepcopy(model.state_dict())
     with open_ledger(tmp_path / "x.ledger") as ledger:
         score_stream(model, TOKENS, ledger, config_of(protocol))
@@ -222,7 +227,7 @@ def test_only_the_last_blocks_learn(tmp_path: Path) -> None:
     assert changed == expected
 
 
-@pytest.mark.parametrize("protocol", ["plain", "sliding"])
+@pytest.mark.parametrize("protocol", ["plain", "sliding", "sliding with rolling context"])
 def test_chunks_and_batches_do_not_change_a_frozen_model(tmp_path: Path, protocol: str) -> None:
     scores = [
         run(tmp_path / f"{k}.ledger", protocol, chunk_targets=chunk, batch_windows=batch).nats
@@ -294,6 +299,9 @@ def test_the_binding_changes_with_what_fixes_the_scores() -> None:
         {"batch_windows": -1},
         {"adapt": None},
         {"protocol": "sliding"},
+        {"compile": "sometimes"},
+        {"rolling": True, "ngram": NgramConfig()},
+        {"rolling": True, "protocol": "plain", "adapt": None},
     ],
     ids=str,
 )

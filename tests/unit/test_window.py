@@ -28,10 +28,8 @@ from flyweight.evaluate.window import (  # noqa: E402
     window_batches,
 )
 from flyweight.model.blocks import PLAIN  # noqa: E402
-from flyweight.model.config import ModelConfig  # noqa: E402
-from flyweight.model.transformer import Transformer  # noqa: E402
 from flyweight.train.losses import fastest_operations  # noqa: E402
-from tiny_model import VOCAB, TinyModel  # noqa: E402
+from tiny_model import VOCAB, TinyModel, tiny_transformer  # noqa: E402
 
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 101).astype(np.int32)
 
@@ -158,43 +156,6 @@ def test_a_nan_names_its_layer() -> None:
         score_windows(model, TOKENS, windows)
 
 
-def real_model(**changes: Any) -> Any:
-    """All that the last block can have, or what changes say."""
-    features: dict[str, Any] = {
-        "num_layers": 4,
-        "rope_dims": 4,
-        "xsa_layers": 2,
-        "value_residual": True,
-        "gated_attention": True,
-        "unet_skips": True,
-        "resid_mix": True,
-        "branch_scales": True,
-        "ve_layers": 2,
-        "ve_dim": 8,
-        "smear_gate": True,
-    }
-    config = ModelConfig(
-        **{
-            "vocab_size": VOCAB,
-            "model_dim": 32,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "mlp_hidden": 48,
-            "seq_len": 16,
-            **features,
-            **changes,
-        }
-    )
-    model = Transformer(config)
-    generator = torch.Generator().manual_seed(2)
-    model.init_weights(generator)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("proj.weight", "gate_weight")):
-                weight.normal_(std=0.2, generator=generator)
-    return model
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -206,7 +167,8 @@ def real_model(**changes: Any) -> Any:
     ids=str,
 )
 def test_the_last_block_runs_for_scored_positions_alone(changes: dict[str, Any]) -> None:
-    model, tokens = real_model(**changes).eval(), torch.from_numpy(TOKENS[:96]).long().view(6, 16)
+    model = tiny_transformer(**changes).eval()
+    tokens = torch.from_numpy(TOKENS[:96]).long().view(6, 16)
     expected = model.hidden(tokens)
     for tail in (1, 5, 16):
         found = model.hidden(tokens, tail=tail)
@@ -240,7 +202,7 @@ def test_auto_compiles_where_that_ends_sooner(
     monkeypatch.setattr(scorer, "_LONG", long)
     watched = Mock(side_effect=lambda function, **options: Mock(side_effect=function))
     monkeypatch.setattr(torch, "compile", watched)
-    model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
+    model = tiny_transformer(num_layers=1, ve_layers=1, xsa_layers=1)
     if is_fused:  # in other functions than the plain ones, as Triton's kernels are
         model.use(replace(PLAIN, gate_heads=lambda *tensors: PLAIN.gate_heads(*tensors)))
     config = ScoreConfig(
@@ -270,7 +232,7 @@ def test_compiled_code_is_compiled_once_and_scores_the_same(tmp_path: Path) -> N
         chunk_targets=32,
         adapt=AdaptConfig(learning_rate=1e-2, sequences=2, ema_decay=0.5),
     )
-    model = real_model(num_layers=1, ve_layers=1, xsa_layers=1)
+    model = tiny_transformer(num_layers=1, ve_layers=1, xsa_layers=1)
     found = []
     for is_compiled in (False, True):
         path = tmp_path / f"{is_compiled}"
@@ -296,7 +258,7 @@ def test_on_a_gpu_the_fast_way_scores_the_same(tmp_path: Path, protocol: str) ->
     tokens = np.random.default_rng(1).integers(0, VOCAB, 4100).astype(np.uint16)
     found = []
     for is_fast in (False, True):
-        model = real_model(**sizes).cuda()
+        model = tiny_transformer(**sizes).cuda()
         changes: dict[str, Any] = {"compile": is_fast}
         if is_fast:
             model.use(fastest_operations(model))

@@ -143,6 +143,9 @@ class ScoreConfig:
     """Tokens that the model sees at once."""
     stride: int = 64
     """Targets that a window adds, 1 to ``seq_len``; plain blocks add ``seq_len``."""
+    rolling: bool = False
+    """sliding and score-first: no windows; each token is read once, and in every layer attends to
+    the last ``seq_len`` tokens. ``stride`` has no meaning then, and nothing of scoring compiles."""
     batch_windows: int = 0
     """Windows in one forward pass; 0 is as many as memory holds."""
     chunk_targets: int = 32768
@@ -186,6 +189,12 @@ class ScoreConfig:
                 f"score: lora.step_targets={self.lora.step_targets}, expected at most "
                 f"seq_len={self.seq_len}"
             )
+        if self.rolling and not self.has_windows:
+            raise InvalidArgumentError(
+                f"score: rolling does not go with protocol {self.protocol!r}"
+            )
+        if self.ngram is not None and self.rolling:
+            raise InvalidArgumentError("score: a table ngram does not go with rolling")
         if self.ngram is not None and not self.has_windows:
             raise InvalidArgumentError(
                 f"score: a table ngram does not go with protocol {self.protocol!r}"
@@ -198,7 +207,9 @@ class ScoreConfig:
 
     @property
     def method(self) -> str:
-        """The protocol, and whether it has hints: what an engine is chosen by."""
+        """The protocol, and what it scores with: what an engine is chosen by."""
+        if self.rolling:
+            return f"{self.protocol} with rolling context"
         return self.protocol if self.ngram is None else f"{self.protocol} with hints"
 
     @classmethod

@@ -111,6 +111,8 @@ class ScoringEngine(ABC):
 
     adapts_within = False
     """Whether a chunk is learned from while it is scored, each token behind its score."""
+    scorer_type: type[WindowScorer] = WindowScorer
+    """What the windows of the plan are scored by."""
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class ScoringEngine(ABC):
         windows = self._plan(ledger.targets)
         self.chunks = tuple(split_chunks(windows, chunk_targets=config.chunk_targets))
         self.compiles = self._should_compile()
-        self.scorer = WindowScorer(model, self.tokens_T, config, compiles=self.compiles)
+        self.scorer = self.scorer_type(model, self.tokens_T, config, compiles=self.compiles)
         self.scorer.batch_windows = self.peers.fewest(self.scorer.batch_windows)
         path = ledger.path.with_name(ledger.path.name + ".journal")
         self.journal = Journal(path, is_new=ledger.scored == 0, writes=self.peers.is_first)

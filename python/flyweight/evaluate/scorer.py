@@ -7,8 +7,9 @@ T tokens of the stream.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +29,11 @@ __all__ = [
     "WindowScorer",
     "autocast",
     "compiling_pays",
+    "nats_of",
     "rows_that_fit",
     "target_nats",
 ]
 
-_MOST_WINDOWS = {"cpu": 16, "cuda": 128}
-"""More of them in a batch are no faster: 16 of 256 tokens fill the caches of a processor, 128 of
-2,048 a GPU."""
 _FORWARD_VALUES = 32
 """Numbers of the size of the stream that a forward pass holds at once, for each token."""
 _LONG = 800_000_000
@@ -80,6 +79,9 @@ class WindowScorer:
 
     is_tilted = False
     suspicion = ""
+    most_windows: ClassVar[Mapping[str, int]] = MappingProxyType({"cpu": 16, "cuda": 128})
+    """More of them in a batch are no faster: 16 of 256 tokens fill the caches of a processor, 128
+    of 2,048 a GPU."""
 
     def __init__(
         self, model: nn.Module, tokens_T: Tensor, config: ScoreConfig, *, compiles: bool = True
@@ -89,7 +91,7 @@ class WindowScorer:
         self._usual = config.stride if config.has_windows else config.seq_len
         self.batch_windows = config.batch_windows or min(
             rows_that_fit(model, config.seq_len, _FORWARD_VALUES, share=0.25),
-            _MOST_WINDOWS.get(tokens_T.device.type, 16),
+            self.most_windows.get(tokens_T.device.type, 16),
         )
         self._of_one_shape: Callable[..., Tensor] | None = None
         if config.compile:
@@ -214,6 +216,11 @@ def target_nats(
         raised_BSV = logits_BSV.float().scatter_add(2, hints_BS[..., None], tilts_BS[..., None])
         asked_BS2 = torch.stack((targets_BS, hints_BS), dim=2)
         return raised_BSV.log_softmax(2).gather(2, asked_BS2).neg().clamp(min=0)
+    return nats_of(logits_BSV, targets_BS)
+
+
+def nats_of(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    """Nats (B, S) float32 of targets under logits."""
     nats = functional.cross_entropy(
         logits_BSV.flatten(0, 1).float(), targets_BS.flatten(), reduction="none"
     )

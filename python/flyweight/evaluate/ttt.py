@@ -14,6 +14,7 @@ from flyweight.evaluate.engine import Alone, Plain, ScoredChunk, ScoringEngine, 
 from flyweight.evaluate.ledger import Entries
 from flyweight.evaluate.lora import PerDocument
 from flyweight.evaluate.ngram import NgramScoreFirst, NgramSliding
+from flyweight.evaluate.rolling import Rolling, RollingScoreFirst
 from flyweight.evaluate.stream import StreamResult, run_engine
 
 __all__ = ["ENGINES", "score_stream"]
@@ -25,6 +26,8 @@ ENGINES: dict[str, type[ScoringEngine]] = {
     "per-document": PerDocument,
     "sliding with hints": NgramSliding,
     "score-first with hints": NgramScoreFirst,
+    "sliding with rolling context": Rolling,
+    "score-first with rolling context": RollingScoreFirst,
 }
 
 

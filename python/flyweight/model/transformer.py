@@ -62,8 +62,8 @@ class Transformer(nn.Module):
         self.lm_head = None if tied else nn.Linear(config.model_dim, config.vocab_size, bias=False)
         # Made once: compiled code would take the cosines anew for every head and layer.
         angles_TR = self._angles(config.seq_len)
-        self.register_buffer("cosines_TR", angles_TR.cos(), persistent=False)
-        self.register_buffer("sines_TR", angles_TR.sin(), persistent=False)
+        self.register_buffer("cosines_TR", angles_TR.cos().float(), persistent=False)
+        self.register_buffer("sines_TR", angles_TR.sin().float(), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         x_BTD : what :meth:`embed` gave for the tokens
         rope : where the tokens stand
         extends : by step of ``layer_order``, keys and values of the positions before; with them T
-            must be 1
+            is 1, or ``rope.documents`` says who sees whom
         recur : see :meth:`loss`
         tail : see :meth:`hidden`
         """
@@ -229,12 +229,12 @@ class Transformer(nn.Module):
         cosines_TR, sines_TR = self.get_buffer("cosines_TR"), self.get_buffer("sines_TR")
         if length > len(cosines_TR):
             angles_TR = self._angles(length).to(cosines_TR.device)
-            return angles_TR.cos(), angles_TR.sin()
+            return angles_TR.cos().float(), angles_TR.sin().float()
         return cosines_TR[:length], sines_TR[:length]
 
     def _angles(self, length: int) -> Tensor:
         dims = self.config.rope_dims
-        powers_R = torch.arange(0, dims, 2) / max(dims, 1)
+        powers_R = torch.arange(0, dims, 2, dtype=torch.float64) / max(dims, 1)
         return torch.arange(length)[:, None] * self.config.stretched_rope_base**-powers_R
 
     def use(self, operations: Operations) -> Operations:

@@ -47,6 +47,7 @@ MODULES = (
     "flyweight.evaluate.adapters",
     "flyweight.evaluate.ngram",
     "flyweight.evaluate.lora",
+    "flyweight.evaluate.rolling",
     "flyweight.evaluate.stream",
     "flyweight.submission.claim",
     "flyweight.submission.entry",
@@ -60,6 +61,8 @@ ENGINE_NAMES = {
     "per-document": "PerDocument",
     "sliding with hints": "NgramSliding",
     "score-first with hints": "NgramScoreFirst",
+    "sliding with rolling context": "Rolling",
+    "score-first with rolling context": "RollingScoreFirst",
 }
 """Class of each method of a `ScoreConfig`; only those that a claim needs are shipped."""
 
