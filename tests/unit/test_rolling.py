@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
 from flyweight.evaluate.config import ScoreConfig  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
+from flyweight.evaluate.rolling import RollingScorer  # noqa: E402
 from flyweight.evaluate.scorer import nats_of  # noqa: E402
 from flyweight.evaluate.ttt import score_stream  # noqa: E402
 from flyweight.model.attention import Positions, document_ids  # noqa: E402
@@ -109,9 +110,12 @@ def test_a_deadline_scores_the_rest_in_plain_blocks(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.nats, plain, rtol=0, atol=2e-5)
 
 
-def test_the_size_of_a_pass_follows_the_depth(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chunk_targets", "rows"), [(1, 1), (3 * LENGTH + 1, 4), (1 << 20, 92)])
+def test_a_pass_is_no_longer_than_a_chunk(tmp_path: Path, chunk_targets: int, rows: int) -> None:
     model = tiny_transformer()
-    found = run(tmp_path / "x", model, batch_windows=0)
+    config = replace(CONFIG, batch_windows=0, chunk_targets=chunk_targets)
+    assert RollingScorer(model, torch.from_numpy(TOKENS), config).batch_windows == rows
+    found = run(tmp_path / "x", model, batch_windows=0, chunk_targets=chunk_targets)
     np.testing.assert_allclose(found, in_one_row(model, TOKENS), rtol=0, atol=2e-5)
 
 

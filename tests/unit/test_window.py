@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 
 from flyweight.errors import DataError, InvalidArgumentError  # noqa: E402
-from flyweight.evaluate import scorer  # noqa: E402
+from flyweight.evaluate import adapters, scorer  # noqa: E402
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig  # noqa: E402
 from flyweight.evaluate.ledger import Ledger  # noqa: E402
 from flyweight.evaluate.scorer import WindowScorer, target_nats  # noqa: E402
@@ -194,12 +194,19 @@ def test_compiled_blocks_have_one_shape_the_last_one_too(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("is_fused", "long", "compiles"), [(True, 1000, False), (True, 10, True), (False, 1000, True)]
+    ("is_fused", "long", "many", "graphs"),
+    [(True, 1000, 500, 0), (True, 10, 500, 1), (True, 1000, 5, 1), (False, 1000, 500, 2)],
 )
-def test_auto_compiles_where_that_ends_sooner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fused: bool, long: int, compiles: bool
+def test_auto_compiles_what_ends_sooner_by_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_fused: bool,
+    long: int,
+    many: int,
+    graphs: int,
 ) -> None:
     monkeypatch.setattr(scorer, "_LONG", long)
+    monkeypatch.setattr(adapters, "_MANY_STEPS", many)
     watched = Mock(side_effect=lambda function, **options: Mock(side_effect=function))
     monkeypatch.setattr(torch, "compile", watched)
     model = tiny_transformer(num_layers=1, ve_layers=1, xsa_layers=1)
@@ -218,7 +225,7 @@ def test_auto_compiles_where_that_ends_sooner(
         with Ledger(tmp_path / str(compile_), targets=TOKENS.size - 1, binding=bytes(32)) as ledger:
             changed = replace(config, compile=compile_)  # type: ignore[arg-type]
             found.append(score_stream(model, TOKENS, ledger, changed))
-    assert watched.call_count == 2 * compiles  # scores and gradients
+    assert watched.call_count == graphs  # of scores, of gradients
     assert found[1].seconds["compile"] > 0  # what is done once is outside of the clock anyway
     np.testing.assert_allclose(found[1].nats, found[0].nats, rtol=0, atol=1e-4)
 

@@ -20,13 +20,16 @@ from flyweight.errors import InvalidArgumentError
 from flyweight.evaluate.config import AdaptConfig, ScoreConfig
 from flyweight.evaluate.engine import Alone, ScoredChunk, Sliding
 from flyweight.evaluate.ledger import Entries
-from flyweight.evaluate.scorer import autocast, rows_that_fit
+from flyweight.evaluate.scorer import autocast, is_fused, rows_that_fit
 from flyweight.model.transformer import Transformer
 
 __all__ = ["ScoreFirst", "chosen_parameters", "mean_loss"]
 
 _TRAINING_VALUES = 12
 """Numbers of the size of the stream that a block keeps for its backward pass, for each token."""
+_MANY_STEPS = 500
+"""Optimizer steps from which on compiled gradients make up for their compilation where operations
+are fused: a short step takes an H100 50 ms, most of them to start its kernels."""
 
 
 class ScoreFirst(Sliding):
@@ -69,8 +72,17 @@ class ScoreFirst(Sliding):
         own = len(self.peers.rows(torch.empty(rows)))
         self._part = max(min(own, fitting), 1)
         self._compiled: Callable[..., Tensor] | None = None
-        if self.compiles:
+        compiles = config.compile
+        if compiles == "auto":
+            compiles = not is_fused(self.model) or self._steps > _MANY_STEPS
+        if compiles:
             self._compiled = torch.compile(mean_loss, fullgraph=True, dynamic=False)
+
+    @property
+    def _steps(self) -> int:
+        """Of the optimizer, over the whole stream."""
+        rows = max(self.config.chunk_targets // self.config.seq_len, 1)
+        return self._learned_chunks * self._adapt.epochs * -(-rows // self._adapt.sequences)
 
     @property
     def _learned_chunks(self) -> int:

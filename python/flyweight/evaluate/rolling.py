@@ -60,8 +60,9 @@ class RollingScorer(WindowScorer):
             )
         self._transformer = model
         self._depth = len(model.config.layer_order())
-        if not config.batch_windows:
-            self.batch_windows = max(self.batch_windows - self._depth, self._depth)
+        if not config.batch_windows:  # a pass that is longer than a chunk would be filled up
+            own = max(self.batch_windows - self._depth, self._depth)
+            self.batch_windows = min(own, -(-config.chunk_targets // config.seq_len))
         self.plainly = WindowScorer(model, tokens_T, config, compiles=compiles)
 
     def warm_up(self, *, plainly: bool = False) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "WindowScorer",
     "autocast",
     "compiling_pays",
+    "is_fused",
     "nats_of",
     "rows_that_fit",
     "target_nats",
@@ -229,8 +230,12 @@ def nats_of(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
 
 def compiling_pays(model: nn.Module, tokens: int) -> bool:
     """Whether a pass over so many tokens ends sooner compiled, compilation included."""
-    is_fused = isinstance(model, Transformer) and model.operations != PLAIN
-    return not is_fused or tokens > _LONG
+    return not is_fused(model) or tokens > _LONG
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether kernels of our own leave compilers little to gain."""
+    return isinstance(model, Transformer) and model.operations != PLAIN
 
 
 def rows_that_fit(model: nn.Module, length: int, values: int, *, share: float) -> int:
