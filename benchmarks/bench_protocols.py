@@ -34,6 +34,7 @@ def protocols() -> dict[str, ScoreConfig]:
         ("score-first AdamW, last blocks", "pr585"),
         ("score-first SGD, first blocks frozen", "pr1123"),
         ("score-first AdamW, queries", "pr1683"),
+        ("score-first AdamW, all blocks", "flyweight"),
     ):
         config = load_recipe(system).score.ttt
         assert config is not None
@@ -41,7 +42,7 @@ def protocols() -> dict[str, ScoreConfig]:
         if system == "pr1683":  # of the last two blocks, which are others here
             learn = ("blocks.9.attn.c_q.weight", "blocks.10.attn.c_q.weight")
             config = replace(config, adapt=replace(config.adapt, learn=learn))
-        name = f"{words} (#{system.removeprefix('pr')})"
+        name = f"{words} ({system.replace('pr', '#')})"
         found[name] = replace(config, seq_len=SEQ_LEN, stride=STRIDE)
     # One chunk, as no state leaves a document: those of about one length run side by side.
     found["LoRA per document"] = replace(

@@ -197,6 +197,9 @@ def score_goals(record: Record) -> list[Goal]:
         is_reached = partial(operator.le, least)
         words = f"targets a second over those of the script, {case}"
         found.append(_judged(words, f"at least {least:g}x", ratios, min, is_reached, "{:.2f}x"))
+    walls = {case: row["wall_ratio"] for case, row in rows.items() if "auto" in row}
+    words = "seconds of the script over ours, from the call in a new process to the last score"
+    found.append(_judged(words, "at least 4x", walls, min, lambda v: v >= 4, "{:.2f}x"))
     nats = {case: abs(row["nats_above"]) for case, row in rows.items()}
     words = "nats per token apart from the script"
     return [*found, _judged(words, "at most 0.002", nats, max, lambda v: v <= 0.002, "{:.4f}")]
