@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from flyweight.errors import FlyweightError
-from flyweight.evaluate import scorer, sharded
+from flyweight.evaluate import sharded
 from flyweight.evaluate.config import AdaptConfig, LoraConfig, NgramConfig, ScoreConfig
+from flyweight.evaluate.scorer import WindowScorer
 from flyweight.evaluate.sharded import Together, check_agreement, open_shared_ledger
 from flyweight.evaluate.stream import StreamResult
 from flyweight.evaluate.ttt import score_stream
 from flyweight.train.distributed import World, join
-from tiny_model import VOCAB, TinyModel
+from tiny_model import VOCAB, TinyModel, tiny_transformer
 
 TOKENS = np.random.default_rng(11).integers(0, VOCAB, 459).astype(np.uint16)
 CONFIGS = {
@@ -34,6 +36,7 @@ CONFIGS = {
         if protocol == "per-document"
         else None,
         ngram=NgramConfig(orders=(1, 2), table_bits=10) if name == "hints" else None,
+        rolling=name.startswith("rolling"),
     )
     for name, protocol, chunk_targets, sequences in (
         ("plain", "plain", 64, 1),
@@ -41,6 +44,8 @@ CONFIGS = {
         ("sliding-small-chunks", "sliding", 8, 1),  # fewer batches than processes
         ("sliding-unequal-memory", "sliding", 64, 1),
         ("hints", "sliding", 64, 1),
+        ("rolling", "sliding", 200, 1),
+        ("rolling-score-first", "score-first", 64, 3),
         ("per-document", "per-document", 200, 1),
         ("score-first", "score-first", 64, 3),
         ("score-first-single", "score-first", 64, 1),  # fewer sequences than processes
@@ -50,13 +55,17 @@ CUT = ("score-first", "hints")
 """Have a ledger, and a journal, that an earlier life left."""
 
 
+def model_of(name: str) -> nn.Module:
+    return tiny_transformer() if CONFIGS[name].rolling else TinyModel()
+
+
 def score(folder: Path, name: str, world: World, model: TinyModel | None = None) -> StreamResult:
     path = folder / f"{name}.ledger"
-    scorer._MOST_WINDOWS["cpu"] = 3 + world.rank  # as if the second device held more
+    WindowScorer.most_windows = {"cpu": 3 + world.rank}  # as if the second device held more
     targets = TOKENS.size - 1
     with open_shared_ledger(path, targets=targets, binding=bytes(32), world=world) as ledger:
         result = score_stream(
-            model or TinyModel(), TOKENS, ledger, CONFIGS[name], peers=Together(world)
+            model or model_of(name), TOKENS, ledger, CONFIGS[name], peers=Together(world)
         )
         check_agreement(ledger, world)
     np.save(folder / f"{name}-{world.rank}.npy", result.nats)
