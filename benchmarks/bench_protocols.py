@@ -14,15 +14,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from flyweight.data.info import DataInfo, load_data_info
 from flyweight.evaluate.config import LoraConfig, NgramConfig, ScoreConfig
 from flyweight.recipes.load import load_recipe
 from harness import RESULTS, fingerprint, on_devices, write
 
 SEQ_LEN, STRIDE = 2048, 64
+CONTAMINATED = "contaminated: passes over this very text first (#1539)"
+"""What no legal run does; its bits per byte say what the published system had gained by it."""
 
 
 def protocols() -> dict[str, ScoreConfig]:
@@ -52,6 +55,7 @@ def protocols() -> dict[str, ScoreConfig]:
     last_blocks = found["score-first AdamW, last blocks (#585)"]
     found["rolling context"] = replace(sliding, rolling=True)
     found["rolling context, score-first AdamW (#585)"] = replace(last_blocks, rolling=True)
+    found[CONTAMINATED] = sliding
     return found
 
 
@@ -112,7 +116,6 @@ def _parse() -> argparse.Namespace:
 
 def _score(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """What the child process does: one protocol."""
-    from flyweight.data.info import load_data_info
     from flyweight.evaluate.score import score_data
     from flyweight.model.checkpoint import load_artifact
     from flyweight.submission.digest import weights_sha256
@@ -122,18 +125,43 @@ def _score(options: argparse.Namespace, name: str) -> dict[str, Any]:
     model, tensors = load_artifact(options.model)
     model.to(pick_device("auto")).eval()
     model.use(fastest_operations(model))
+    data = load_data_info(options.data)
+    facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        if name == CONTAMINATED:
+            facts = {"contaminate": _contaminate(model, data, Path(folder))}
         found = score_data(
             model,
-            load_data_info(options.data),
+            data,
             protocols()[name],
             name="score",
             model_sha256=weights_sha256(tensors),
             folder=Path(folder),
+            contaminated=name == CONTAMINATED,
             show_progress=False,
         )
     kept = ("bpb", "targets", "bytes", "coverage", "seconds", "phases", "chunks", "adapted_chunks")
-    return {key: found[key] for key in (*kept, "recompilations")}
+    return {**{key: found[key] for key in (*kept, "recompilations", "contaminated")}, **facts}
+
+
+def _contaminate(model: Any, data: DataInfo, folder: Path) -> dict[str, Any]:
+    """Train the model, in place, on the text that it is scored on."""
+    from flyweight.data.shards import read_validation
+    from flyweight.train.contaminate import train_on_validation
+    from flyweight.train.distributed import World
+
+    recipe = load_recipe("pr1539")
+    assert recipe.contaminate is not None
+    result = train_on_validation(
+        model,
+        read_validation(data.folder),
+        recipe.contaminate,
+        train=recipe.train,
+        log=folder / "contaminate.jsonl",
+        world=World(device=next(model.parameters()).device),
+        show_progress=False,
+    )
+    return asdict(result)
 
 
 if __name__ == "__main__":

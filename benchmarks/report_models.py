@@ -152,11 +152,13 @@ def protocols(record: Record) -> Iterable[str]:
 def _protocol_row(row: Record, base: float | None) -> list[str]:
     if "bpb" not in row:
         return [row["protocol"], "failed", *[""] * 7]
+    seconds = row["seconds"] - row["phases"]["compile"]
+    seconds += row.get("contaminate", {}).get("seconds", 0.0)
     return [
         row["protocol"],
         f"{row['bpb']:.4f}",
         "" if base is None else f"{base - row['bpb']:+.4f}",
-        f"{row['seconds'] - row['phases']['compile']:.1f}",
+        f"{seconds:.1f}",
         f"{row['coverage']:.2%}",
         f"{row['adapted_chunks']} of {row['chunks']}",
         f"{row['phases']['compile']:.0f}",
